@@ -50,9 +50,9 @@ pub mod styles {
     pub use tpc_passes::styles::style::{Module, Placements};
     #[doc(inline)]
     pub use tpc_passes::styles::{
-        ColwiseParallel, DataMode, Layout, MeshDim, PairwiseParallel, PairwiseSequenceParallel, ParallelStyle, Plan,
-        PrepareModuleInput, PrepareModuleInputOutput, PrepareModuleOutput, RowwiseParallel, SequenceParallel,
-        TensorParallelMultiheadAttention, Way, WholeModel,
+        ColwiseParallel, DataMode, Direction, Layout, MeshDim, PairwiseParallel, PairwiseSequenceParallel,
+        ParallelStyle, Plan, PrepareModuleInput, PrepareModuleInputOutput, PrepareModuleOutput, RowwiseParallel,
+        SequenceParallel, TensorParallelMultiheadAttention, WholeModel,
     };
 }
 

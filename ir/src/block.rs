@@ -1,15 +1,17 @@
-//! Repetition: a block that occurs L times is found, printed, and made longer or shorter.
+//! Finds the blocks of a program that occur several times, and makes the program longer or shorter by whole
+//! occurrences.
 //!
-//! A program is a list of lines with numbers in them: operands, indices of paths (`layers.3.mlp`), micro-batches,
-//! random streams, units of parameters. A line says its operation, types, operands and module; reasons are not a part
-//! of it, so what a program says of itself never decides what repeats. A stretch of lines that occurs again, every number moving by the same step from one
-//! occurrence to the next, is a [`Run`]. Nothing is assumed about the model. The forward, the backward
-//! and the optimizer part of one layer are occurrences of three runs whose operands walk along each
-//! other (the backward one in the other direction); such runs together are a [`Block`]. Because all
-//! numbers are linear, the same program with more or fewer occurrences is determined: [`Lines::resized`].
+//! A program is a list of lines that contain numbers: operands, indices of paths (`layers.3.mlp`), micro-batches,
+//! random streams, units of parameters. A line consists of an operation, types, operands and a module. The reason of an
+//! operation is not a part of its line, so reasons never decide what repeats. A stretch of lines that occurs several
+//! times in a row, with every number moving by the same step from one occurrence to the next, is a [`Run`]. Nothing is
+//! assumed about the model. The forward, the backward and the optimizer part of one layer are occurrences of three runs
+//! whose operands walk along each other (those of the backward run in the other direction); such runs together are a
+//! [`Block`]. All numbers are linear in the occurrence, so they determine the same program with more or fewer
+//! occurrences: [`Lines::resized`].
 //!
-//! Before, `%{3..5}` being 3, 4, 5: three lines `%3 = mul %2, %0`, `%4 = mul %3, %0`, `%5 = mul %4, %0`.
-//! Resized by 2: five such lines, and a later reader of `%5` reads `%7`.
+//! Before: the three lines `%3 = mul %2, %0`, `%4 = mul %3, %0`, `%5 = mul %4, %0`. Resized by 2: five such lines, and
+//! a later reader of `%5` reads `%7`.
 
 use crate::graph::{Graph, Node, Origin, Output, OutputKind, Phase, Value};
 use crate::op::{Op, Scalar, UnitId};
@@ -21,13 +23,13 @@ use petgraph::graph::NodeIndex;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// Longest period of a run, in lines.
+/// The longest period of a run, in lines.
 const LONGEST_PERIOD: usize = 4_000;
 
-/// Most times that runs are aligned with each other.
+/// The maximum number of times that runs are aligned with each other.
 const ROUNDS: usize = 8;
 
-/// How many later equal lines of a line are tried as its next occurrence.
+/// The number of later lines with the same key that are tried as the next occurrence of a line.
 const OCCURRENCES: usize = 64;
 
 /// A stretch of lines that occurs `count` times, one right after the other.
@@ -35,43 +37,43 @@ const OCCURRENCES: usize = 64;
 pub struct Run {
     /// The first line.
     pub start: usize,
-    /// Lines of one occurrence.
+    /// The number of lines of one occurrence.
     pub period: usize,
-    /// Number of occurrences.
+    /// The number of occurrences.
     pub count: usize,
 }
 
 impl Run {
-    /// The line after the last.
+    /// The line after the last one of the run.
     pub fn end(&self) -> usize {
         self.start + self.period * self.count
     }
 }
 
-/// What a line says, and the numbers in it that may move from occurrence to occurrence.
+/// A line as its key and the numbers in it that may move from occurrence to occurrence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Equal for lines that say the same apart from their numbers.
+    /// Two lines have the same key if they differ in their numbers only.
     pub key: usize,
     /// The numbers.
     pub numbers: Vec<i64>,
 }
 
-/// What an index counts.
+/// The things that a number in a path, an origin or an input counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Label<'a> {
-    /// The elements of a list: the segments before the index, from the index before it on.
+    /// The elements of a list, named by the segments between the previous index of the path and this one.
     Elements(&'a [Segment]),
     /// The micro-batches.
     MicroBatches,
-    /// The draws of random elements of the whole program.
+    /// The random streams of the program.
     Streams,
     /// The units of parameters.
     Units,
 }
 
 impl Label<'_> {
-    /// What a block is called whose occurrences it tells apart.
+    /// The name of a block whose occurrences are told apart by this label.
     fn title(self) -> String {
         match self {
             Label::Elements(list) => {
@@ -87,7 +89,7 @@ impl Label<'_> {
         }
     }
 
-    /// What the indices of a path count.
+    /// The labels of the indices of a path, in order.
     fn of(path: &ModulePath) -> impl Iterator<Item = Label<'_>> {
         let mut from = 0;
         path.segments().iter().enumerate().filter_map(move |(at, segment)| match segment {
@@ -97,58 +99,59 @@ impl Label<'_> {
     }
 }
 
-/// A path apart from its indices, which are appended to `numbers`.
-fn apart(path: &ModulePath, numbers: &mut Vec<i64>) -> ModulePath {
+/// The path with zeros for its indices, which are appended to `numbers`.
+fn without_indices(path: &ModulePath, numbers: &mut Vec<i64>) -> ModulePath {
     numbers.extend(path.indices().map(|i| i64::try_from(i).unwrap_or(i64::MAX)));
     path.with_indices(&mut std::iter::repeat(0))
 }
 
-/// The path with the next of some numbers as its indices.
-fn together(path: &ModulePath, numbers: &mut impl Iterator<Item = i64>) -> Option<ModulePath> {
+/// The path with the next numbers as its indices, the inverse of [`without_indices`]. `None` if there are too few, or
+/// one is negative.
+fn with_indices(path: &ModulePath, numbers: &mut impl Iterator<Item = i64>) -> Option<ModulePath> {
     let count = path.indices().count();
     let indices = numbers.take(count).map(usize::try_from).collect::<Result<Vec<_>, _>>().ok()?;
     (indices.len() == count).then(|| path.with_indices(&mut indices.into_iter()))
 }
 
-/// A reason apart from the indices in its paths.
-fn reason_apart(reason: &Reason, numbers: &mut Vec<i64>) -> Reason {
-    reason.map_paths(|path| apart(path, numbers))
+/// The reason with zeros for the indices in its paths, which are appended to `numbers`.
+fn reason_without_indices(reason: &Reason, numbers: &mut Vec<i64>) -> Reason {
+    reason.map_paths(|path| without_indices(path, numbers))
 }
 
-/// An operand as a line says it: a line (and which of its results), or a scalar constant.
+/// An operand of a line: a result of another line, by its number among that line's results, or a scalar constant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Operand {
+enum OperandKey {
     Line(u32),
     Scalar(DType, Scalar),
 }
 
-/// A line of the node list apart from its numbers.
+/// A line of the list of nodes, without its numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct NodeKey {
     op: Op,
     types: Vec<Type>,
     phase: Phase,
     in_micro_batch: bool,
-    operands: Vec<Operand>,
+    operands: Vec<OperandKey>,
     module: ModulePath,
-    /// Present where lines are compared in order to be printed.
+    /// Present only if lines are compared in order to be printed.
     reason: Option<Reason>,
 }
 
-/// A line of the output list apart from its numbers.
+/// A line of the list of outputs, without its numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct OutputKey {
     kind: OutputKind,
     layout: Vec<usize>,
-    operand: Operand,
+    operand: OperandKey,
 }
 
-/// What a number of a line is.
+/// The meaning of a number in a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Number<'a> {
-    /// A line of the node list.
+    /// The line of a node, by its index.
     Line,
-    /// It counts something.
+    /// A count of something.
     Label(Label<'a>),
 }
 
@@ -156,7 +159,7 @@ enum Number<'a> {
 #[derive(Debug)]
 pub struct Lines<'a> {
     graph: &'a Graph,
-    /// The node of every line: all but scalar constants, in order.
+    /// The node of every line, in order. Scalar constants are not lines.
     nodes: Vec<NodeIndex>,
     keys: Vec<NodeKey>,
     lines: Vec<Line>,
@@ -166,20 +169,20 @@ pub struct Lines<'a> {
     output_runs: Vec<Run>,
 }
 
-/// The runs that repeat together: the layers of a model, with all that belongs to each.
+/// Runs that repeat together: the layers of a model, each with its parameters, its part of every phase and its outputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
-    /// The list whose index tells occurrences apart, in words: `model.layers`.
+    /// The name of the list whose index tells occurrences apart: `model.layers`.
     pub path: String,
-    /// The largest number of occurrences of one of its runs.
+    /// The number of occurrences of the run that has most of them.
     pub count: usize,
-    /// Its runs in the order of the program; numbers are those of lines.
+    /// Its runs among the nodes, in the order of the program.
     pub regions: Vec<BlockRegion>,
     /// Its runs among the outputs.
     pub outputs: Vec<Run>,
 }
 
-/// A run of a block: its inputs, or what it does in a phase of the step.
+/// A run of a block: inputs that it reads, or the operations of one phase of the step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockRegion {
     /// Whether these are inputs (parameters, states, constants) of the program.
@@ -190,25 +193,25 @@ pub struct BlockRegion {
     pub run: Run,
 }
 
-/// What crosses the border of an occurrence of a region.
+/// The values that cross the boundary of one occurrence of a region.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Boundary {
-    /// Values of other lines that it reads, inputs of the program apart.
+    /// Values of other lines that it reads, except inputs of the program.
     pub arguments: Vec<Value>,
     /// Inputs of the program that it reads.
     pub owned: Vec<Value>,
-    /// Its values that other lines of its phase or outputs read.
+    /// Its values that other lines of the same phase read, or that are outputs.
     pub results: Vec<Value>,
-    /// Its values that a later phase reads: what is saved for the backward pass.
+    /// Its values that a later phase reads, for example those saved for the backward pass.
     pub saved: Vec<Value>,
 }
 
-/// A resized graph, and for every node the one of the original that it is a copy of.
+/// A resized graph, and for every node the node of the original graph that it copies.
 #[derive(Clone, Debug)]
 pub struct Resized {
     /// The graph.
     pub graph: Graph,
-    /// By node index; nothing for scalar constants.
+    /// By node index; `None` for scalar constants.
     pub source: Vec<Option<NodeIndex>>,
 }
 
@@ -227,7 +230,7 @@ impl<'a> Lines<'a> {
         Lines::compared(graph, false)
     }
 
-    /// The lines and runs of a graph as they are printed: lines whose reasons differ are different.
+    /// The lines and runs of a graph as they are printed: here lines with different reasons are different.
     pub fn printed(graph: &'a Graph) -> Self {
         Lines::compared(graph, true)
     }
@@ -236,8 +239,8 @@ impl<'a> Lines<'a> {
         let names = text::number(graph);
         let nodes: Vec<NodeIndex> = graph.nodes().filter(|n| names.contains_key(n)).collect();
         let operand = |v: Value| match (names.get(&v.node), graph.op(v)) {
-            (None, Op::Fill(s)) => (Operand::Scalar(graph.ty(v).dtype, *s), None),
-            (line, _) => (Operand::Line(v.result), line.map(|&l| l as i64)),
+            (None, Op::Fill(s)) => (OperandKey::Scalar(graph.ty(v).dtype, *s), None),
+            (line, _) => (OperandKey::Line(v.result), line.map(|&l| l as i64)),
         };
         let (mut known, mut keys, mut lines) = (FxHashMap::default(), Vec::new(), Vec::new());
         for &node in &nodes {
@@ -246,11 +249,11 @@ impl<'a> Lines<'a> {
             let mut numbers: Vec<i64> = at.into_iter().flatten().collect();
             let mut op = n.op.clone();
             if let Op::Input { id, .. } = &mut op {
-                *id = id.map_path(|path| apart(path, &mut numbers));
+                *id = id.map_path(|path| without_indices(path, &mut numbers));
             }
             numbers.extend(n.origin.micro_batch.and_then(|n| i64::try_from(n).ok()));
-            let module = apart(&n.origin.module, &mut numbers);
-            let reason = with_reasons.then(|| reason_apart(&n.origin.reason, &mut numbers));
+            let module = without_indices(&n.origin.module, &mut numbers);
+            let reason = with_reasons.then(|| reason_without_indices(&n.origin.reason, &mut numbers));
             if let Op::Random { stream, .. } = &mut op
                 && let Ok(n) = i64::try_from(*stream)
             {
@@ -269,13 +272,14 @@ impl<'a> Lines<'a> {
         for o in &graph.outputs {
             let (operand, at) = operand(o.value);
             let mut numbers: Vec<i64> = at.into_iter().collect();
-            let kind = map_path(&o.kind, |path| Some(apart(path, &mut numbers))).unwrap_or_else(|| o.kind.clone());
+            let kind =
+                map_path(&o.kind, |path| Some(without_indices(path, &mut numbers))).unwrap_or_else(|| o.kind.clone());
             let key = OutputKey { kind, layout: o.layout.clone(), operand };
             output_lines.push(Line { key: intern(&mut known, &mut output_keys, key), numbers });
         }
         let (runs, output_runs) = (runs(&lines), self::runs(&output_lines));
         let mut found = Lines { graph, nodes, keys, lines, runs, output_keys, output_lines, output_runs };
-        // Every layer has a state, every second one a gate: then two states are one occurrence.
+        // If every layer has a state but only every second layer has a gate, one occurrence has two states.
         for _ in 0..ROUNDS {
             if !found.align() {
                 break;
@@ -284,8 +288,9 @@ impl<'a> Lines<'a> {
         found
     }
 
-    /// Calls `look` with every moving number of every run that repeats more than twice: the run (those
-    /// of outputs after the others), what the number is, its step, and what it is in the middle.
+    /// Calls `look` with every moving number of every run that has more than two occurrences: the index of the run
+    /// (runs of outputs after those of nodes), what the number stands for, its step, and its value in the middle
+    /// occurrence.
     fn each_moving<'s>(&'s self, mut look: impl FnMut(usize, Number<'s>, i64, i64)) {
         let nodes = self.runs.iter().map(|r| (r, true));
         let all = nodes.chain(self.output_runs.iter().map(|r| (r, false)));
@@ -303,8 +308,8 @@ impl<'a> Lines<'a> {
         }
     }
 
-    /// Takes several occurrences of a run as one where runs that belong together take larger steps.
-    /// Whether anything changed.
+    /// Merges several occurrences of a run into one where runs that belong together take larger steps. Returns whether
+    /// anything changed.
     fn align(&mut self) -> bool {
         let mut largest: HashMap<Label, i64> = HashMap::new();
         self.each_moving(|_, kind, step, _| {
@@ -345,7 +350,7 @@ impl<'a> Lines<'a> {
         changed
     }
 
-    /// The runs of the node lines, in order.
+    /// The runs among the lines of nodes, in order.
     pub fn runs(&self) -> &[Run] {
         &self.runs
     }
@@ -358,9 +363,9 @@ impl<'a> Lines<'a> {
         &self.output_keys[self.output_lines[line].key]
     }
 
-    /// What the numbers of a line are.
+    /// The meanings of the numbers in a line.
     fn kinds(key: &NodeKey) -> Vec<Number<'_>> {
-        let operands = key.operands.iter().filter(|o| matches!(o, Operand::Line(_))).map(|_| Number::Line);
+        let operands = key.operands.iter().filter(|o| matches!(o, OperandKey::Line(_))).map(|_| Number::Line);
         let id = match &key.op {
             Op::Input { id, .. } => id.path(),
             _ => None,
@@ -374,7 +379,7 @@ impl<'a> Lines<'a> {
     }
 
     fn output_kinds(key: &OutputKey) -> Vec<Number<'_>> {
-        let operand = matches!(key.operand, Operand::Line(_)).then_some(Number::Line);
+        let operand = matches!(key.operand, OperandKey::Line(_)).then_some(Number::Line);
         let path = match &key.kind {
             OutputKind::Gradient(path) => Some(path),
             OutputKind::Update(id) => id.path(),
@@ -383,15 +388,15 @@ impl<'a> Lines<'a> {
         operand.into_iter().chain(path.into_iter().flat_map(Label::of).map(Number::Label)).collect()
     }
 
-    /// The run that a line is in.
+    /// The index of the run that contains a line.
     fn run_at(&self, line: i64) -> Option<usize> {
         let at = self.runs.partition_point(|r| r.end() as i64 <= line);
         self.runs.get(at).filter(|r| r.start as i64 <= line).map(|_| at)
     }
 
-    /// The blocks, largest first. Runs that repeat less than three times belong to none.
+    /// The blocks, largest first. A run with fewer than three occurrences belongs to none.
     pub fn blocks(&self) -> Vec<Block> {
-        // Runs that count the same path, or one of which walks along the other, belong together.
+        // Runs belong together if they count along the same label, or if the operands of one walk along the other.
         let outputs = self.runs.len();
         let mut group: Vec<usize> = (0..outputs + self.output_runs.len()).collect();
         fn root(group: &[usize], mut i: usize) -> usize {
@@ -412,7 +417,7 @@ impl<'a> Lines<'a> {
                 *paths[run].entry(label).or_default() += 1;
                 join(run, *counted.entry(label).or_insert(run));
             }
-            // One occurrence at a time; query, key and value of one layer walk along its weights too.
+            // Only steps of one whole occurrence count: query, key and value of one layer walk along its weights too.
             Number::Line => {
                 let along = |&o: &usize| self.runs[o].count > 2 && self.runs[o].period as i64 == step.abs();
                 if let Some(other) = self.run_at(middle).filter(along) {
@@ -449,12 +454,12 @@ impl<'a> Lines<'a> {
         Some(Block { path: path.unwrap_or_default(), count, regions, outputs: outputs.collect() })
     }
 
-    /// The nodes of one occurrence of a run, in corresponding order.
+    /// The nodes of one occurrence of a run. Nodes at the same position in two occurrences correspond.
     pub fn occurrence(&self, run: &Run, which: usize) -> &[NodeIndex] {
         &self.nodes[run.start + which * run.period..][..run.period]
     }
 
-    /// What an occurrence of a run reads and who reads it.
+    /// The values that an occurrence of a run reads, and those of its values that are read outside it.
     pub fn boundary(&self, run: &Run, which: usize) -> Boundary {
         let own: BTreeSet<NodeIndex> = self.occurrence(run, which).iter().copied().collect();
         let mut found = Boundary::default();
@@ -488,26 +493,25 @@ impl<'a> Lines<'a> {
         found
     }
 
-    /// The graph with `by` occurrences more (or less) in every run of a block: operands, path segments
-    /// and streams go on as they did. `None` if it is not determined by what is there: a run that is
-    /// too short, operands that do not walk one occurrence at a time, a reader of an occurrence in the
-    /// middle.
+    /// The graph with `by` more occurrences (fewer, if `by` is negative) in every run of a block. Operands, indices of
+    /// paths and streams continue their steps. `None` if the graph does not determine the result: a run is too short,
+    /// operands do not move by one occurrence at a time, or the graph has regions.
     pub fn resized(&self, block: &Block, by: i64) -> Option<Resized> {
         if !self.graph.regions.is_empty() {
             return None;
         }
-        let plan = Resizing::new(self, block, by)?;
+        let resizing = Resizing::new(self, block, by)?;
         let mut built = Built { graph: Graph::new(self.graph.mesh.clone()), ..Built::default() };
-        let reasons = Reasons::new(self, &plan);
-        plan.each(&self.lines, &plan.runs, |copy, numbers| {
-            built.node(self, copy.of, &numbers, reasons.of(&plan, copy))
+        let reasons = Reasons::new(self, &resizing);
+        resizing.each(&self.lines, &resizing.runs, |copy, numbers| {
+            built.node(self, copy.of, &numbers, reasons.of(&resizing, copy))
         })?;
-        plan.each(&self.output_lines, &plan.outputs, |copy, numbers| built.output(self, copy.of, &numbers))?;
+        resizing.each(&self.output_lines, &resizing.outputs, |copy, numbers| built.output(self, copy.of, &numbers))?;
         Some(Resized { graph: built.graph, source: built.source })
     }
 }
 
-/// An output with what `change` makes of its path; `None` if `change` gives none.
+/// The output with its path replaced by the result of `change`; `None` if `change` returns `None`.
 fn map_path(kind: &OutputKind, change: impl FnOnce(&ModulePath) -> Option<ModulePath>) -> Option<OutputKind> {
     Some(match kind {
         OutputKind::Gradient(path) => OutputKind::Gradient(change(path)?),
@@ -531,13 +535,13 @@ fn delta(a: &Line, b: &Line) -> Vec<i64> {
     a.numbers.iter().zip(&b.numbers).map(|(a, b)| b - a).collect()
 }
 
-/// How lines move when the runs of a block are resized.
+/// Where lines move when the runs of a block are resized.
 struct Resizing<'a> {
     of: &'a Lines<'a>,
     by: i64,
     runs: BTreeMap<usize, Run>,
     outputs: BTreeMap<usize, Run>,
-    /// For everything that the block counts: its step, and a number in the middle.
+    /// For each label along which the block counts: its step, and its number in the middle occurrence.
     labels: HashMap<Label<'a>, (i64, i64)>,
 }
 
@@ -548,8 +552,8 @@ impl<'a> Resizing<'a> {
         if runs.values().chain(outputs.values()).any(|r| (r.count as i64) + by < 2) {
             return None;
         }
-        let mut plan = Resizing { of, by, runs, outputs, labels: HashMap::new() };
-        // The longest run of a label has its middle; they all have to count alike.
+        let mut resizing = Resizing { of, by, runs, outputs, labels: HashMap::new() };
+        // The middle of a label is that of its longest run. All runs must have the same step.
         let mut longest: HashMap<Label, usize> = HashMap::new();
         for run in block.regions.iter().map(|r| &r.run) {
             for line in run.start..run.start + run.period {
@@ -560,7 +564,7 @@ impl<'a> Resizing<'a> {
                     if step == 0 {
                         continue;
                     }
-                    let known = plan.labels.entry(label).or_insert((step, middle[n]));
+                    let known = resizing.labels.entry(label).or_insert((step, middle[n]));
                     if known.0 != step {
                         return None;
                     }
@@ -571,10 +575,10 @@ impl<'a> Resizing<'a> {
                 }
             }
         }
-        Some(plan)
+        Some(resizing)
     }
 
-    /// Where a line outside of the block, or of an occurrence near an end, goes.
+    /// The new number of a line that is outside the block or in an occurrence near one of its ends.
     fn moved(&self, line: i64) -> i64 {
         let before = self.runs.values().take_while(|r| r.start as i64 <= line);
         let shift: i64 = before
@@ -586,23 +590,23 @@ impl<'a> Resizing<'a> {
         line + shift
     }
 
-    /// What a number that counts nothing becomes.
+    /// The new value of a number that does not move in its run.
     fn still(&self, n: i64, kind: &Number) -> i64 {
         match kind {
             Number::Line => self.moved(n),
-            Number::Label(label) => self.labelled(n, label),
+            Number::Label(label) => self.labeled(n, label),
         }
     }
 
-    /// What a number that counts something else becomes.
-    fn labelled(&self, n: i64, label: &Label) -> i64 {
+    /// The new value of a count that does not move in its run.
+    fn labeled(&self, n: i64, label: &Label) -> i64 {
         match self.labels.get(label) {
             Some((step, middle)) if n >= *middle => n + self.by * step,
             _ => n,
         }
     }
 
-    /// Calls `add` with every line of the resized list and its numbers.
+    /// Calls `add` with every line of the resized list and its numbers. `None` as soon as a call returns `None`.
     fn each(
         &self,
         lines: &[Line],
@@ -626,7 +630,7 @@ impl<'a> Resizing<'a> {
                 .collect::<Option<_>>()?;
             let half = (run.count / 2) as i64;
             for occurrence in 0..run.count as i64 + self.by {
-                // What it is a copy of: those at the ends of themselves, those in the middle of one there.
+                // Occurrences near the ends are copies of themselves, those in between are copies of a middle one.
                 let like = occurrence.min(half).max(occurrence - self.by) as usize;
                 for (l, (start, steps)) in first.iter().enumerate() {
                     let numbers = start.iter().zip(steps).map(|(n, step)| n + occurrence * step).collect();
@@ -646,7 +650,7 @@ impl<'a> Resizing<'a> {
         let middle = &lines[line + half as usize * run.period].numbers;
         let mut start = Vec::new();
         for ((&n, &step), kind) in middle.iter().zip(&steps).zip(kinds) {
-            // Numbers that count down begin later in a longer program.
+            // A number that counts down starts higher in a longer program.
             let later = if step < 0 { -step * self.by } else { 0 };
             start.push(match kind {
                 kind if step == 0 => self.still(n, &kind),
@@ -669,41 +673,43 @@ impl<'a> Resizing<'a> {
 /// A line of a resized list.
 #[derive(Clone, Copy)]
 struct Copied {
-    /// The line that it is a copy of.
+    /// The line that it copies.
     of: usize,
-    /// The run that it is in, and its occurrence there.
+    /// The run that contains it, and the number of its occurrence.
     within: Option<(Run, i64)>,
 }
 
-/// The reasons of lines: words that follow what the lines are, and decide nothing.
+/// The reasons of lines. They follow the lines that they explain and decide nothing.
 struct Reasons {
-    /// By line: the reason apart from its indices, and the indices.
+    /// By line: the reason without its indices, and the indices.
     list: Vec<(Reason, Vec<i64>)>,
     by: i64,
 }
 
 impl Reasons {
-    fn new(of: &Lines, plan: &Resizing) -> Self {
-        let apart = |&node: &NodeIndex| {
+    fn new(of: &Lines, resizing: &Resizing) -> Self {
+        let split = |&node: &NodeIndex| {
             let mut numbers = Vec::new();
-            let reason = reason_apart(&of.graph.node(node).origin.reason, &mut numbers);
+            let reason = reason_without_indices(&of.graph.node(node).origin.reason, &mut numbers);
             (reason, numbers)
         };
-        Reasons { list: of.nodes.iter().map(apart).collect(), by: plan.by }
+        Reasons { list: of.nodes.iter().map(split).collect(), by: resizing.by }
     }
 
-    /// The reason of a line: indices that move in its run go on, others go where the block puts them.
-    fn of(&self, plan: &Resizing, copy: Copied) -> Reason {
+    /// The reason of a copied line: indices that move in its run continue their steps, others move as the labels of the
+    /// block do.
+    fn of(&self, resizing: &Resizing, copy: Copied) -> Reason {
         let (reason, numbers) = &self.list[copy.of];
         let moving = copy.within.and_then(|(run, occurrence)| self.moving(reason, copy.of, run, occurrence));
         let labels = reason.paths().flat_map(Label::of);
-        let still = numbers.iter().zip(labels).map(|(&n, label)| plan.labelled(n, &label));
+        let still = numbers.iter().zip(labels).map(|(&n, label)| resizing.labeled(n, &label));
         let moved = still.enumerate().map(|(i, n)| moving.as_ref().and_then(|m| m[i]).unwrap_or(n));
         let mut indices = moved.map(|n| usize::try_from(n).unwrap_or_default());
         reason.map_paths(|path| path.with_indices(&mut indices))
     }
 
-    /// The indices that move in a run.
+    /// The new values of the indices that move in a run, `None` for those that do not. `None` as a whole if the reasons
+    /// of two occurrences in the middle differ in more than indices.
     fn moving(&self, reason: &Reason, line: usize, run: Run, occurrence: i64) -> Option<Vec<Option<i64>>> {
         let half = run.count / 2;
         let at = |which: usize| &self.list[run.start + which * run.period + (line - run.start) % run.period];
@@ -717,7 +723,7 @@ impl Reasons {
     }
 }
 
-/// A graph that is built line by line.
+/// A graph under construction, line by line.
 #[derive(Default)]
 struct Built {
     graph: Graph,
@@ -727,14 +733,14 @@ struct Built {
 }
 
 impl Built {
-    fn value(&mut self, operand: &Operand, numbers: &mut impl Iterator<Item = i64>) -> Option<Value> {
+    fn value(&mut self, operand: &OperandKey, numbers: &mut impl Iterator<Item = i64>) -> Option<Value> {
         match operand {
-            Operand::Line(result) => {
+            OperandKey::Line(result) => {
                 let line = usize::try_from(numbers.next()?).ok()?;
                 let node = *self.nodes.get(line)?;
                 (self.graph.node(node).types.len() > *result as usize).then_some(Value { node, result: *result })
             }
-            Operand::Scalar(dtype, s) => {
+            OperandKey::Scalar(dtype, s) => {
                 let (graph, source) = (&mut self.graph, &mut self.source);
                 Some(*self.scalars.entry((*dtype, *s)).or_insert_with(|| {
                     source.push(None);
@@ -752,11 +758,11 @@ impl Built {
         if let Op::Input { id, .. } = &mut op
             && let Some(path) = id.path()
         {
-            let path = together(path, &mut numbers)?;
+            let path = with_indices(path, &mut numbers)?;
             *id = id.map_path(|_| path);
         }
         let micro_batch = if key.in_micro_batch { Some(usize::try_from(numbers.next()?).ok()?) } else { None };
-        let module = together(&key.module, &mut numbers)?;
+        let module = with_indices(&key.module, &mut numbers)?;
         match &mut op {
             Op::Input { unit: Some(unit), .. } => *unit = UnitId(u32::try_from(numbers.next()?).ok()?),
             Op::Random { stream, .. } => {
@@ -777,20 +783,22 @@ impl Built {
         let key = of.output_key(line);
         let mut numbers = numbers.iter().copied();
         let value = self.value(&key.operand, &mut numbers)?;
-        let kind = map_path(&key.kind, |path| together(path, &mut numbers))?;
+        let kind = map_path(&key.kind, |path| with_indices(path, &mut numbers))?;
         self.graph.outputs.push(Output { kind, value, layout: key.layout.clone() });
         Some(())
     }
 }
 
-/// Lines `from..to` of which each moves to the one `period` later as that one does to the next.
+/// The lines `from..to`. From each line, its numbers move to those of the line `period` later by the same steps as from
+/// that one to the next.
 struct Stretch {
     from: usize,
     to: usize,
     period: usize,
 }
 
-/// The runs of a list of lines, in order and apart: the one that saves most lines, then those beside it.
+/// The runs of a list of lines, in order and disjoint. The run that saves most lines is taken first, then the best ones
+/// before and after it.
 pub fn runs(lines: &[Line]) -> Vec<Run> {
     let stretches = stretches(lines);
     let mut found = Vec::new();
@@ -800,10 +808,10 @@ pub fn runs(lines: &[Line]) -> Vec<Run> {
             let (start, end) = (s.from.max(from), s.to.min(to));
             let count = end.saturating_sub(start) / s.period;
             let run = Run { start, period: s.period, count };
-            // A line that occurs twice says little; a run has to be worth its braces.
+            // A run must be worth its braces when it is printed: a single line that occurs twice is not.
             (count > 2 && s.period * count > 3 || count == 2 && s.period > 7).then_some(run)
         });
-        // What happens twice may be chance.
+        // Two occurrences may be a coincidence, so runs with more of them are preferred.
         let size = |r: &Run| (r.count > 2, r.period * (r.count - 1), std::cmp::Reverse((r.period, r.start)));
         if let Some(best) = clipped.max_by_key(size) {
             open.push((from, best.start));
@@ -815,7 +823,7 @@ pub fn runs(lines: &[Line]) -> Vec<Run> {
     found
 }
 
-/// Every stretch of at least two periods.
+/// All stretches of at least two periods.
 fn stretches(lines: &[Line]) -> Vec<Stretch> {
     let mut next: FxHashMap<usize, usize> = FxHashMap::default();
     let mut after: Vec<Option<usize>> = vec![None; lines.len()];
@@ -848,7 +856,7 @@ fn stretches(lines: &[Line]) -> Vec<Stretch> {
             if to - from >= period {
                 found.push(Stretch { from, to: to + period, period });
             }
-            // The line that broke the stretch may begin another, at the earliest one period before.
+            // The line that ended this stretch may belong to the next one, which starts at most one period before it.
             from = if to >= from + period { to - period + 1 } else { to + 1 };
         }
     }

@@ -51,12 +51,12 @@ impl DType {
         }
     }
 
-    /// The type of that name, if there is one.
+    /// The type with a name, if there is one.
     pub fn from_name(name: &str) -> Option<DType> {
         DType::ALL.into_iter().find(|d| d.name() == name)
     }
 
-    /// The value as this type can hold it: rounded to f32, bf16 or f16, truncated to an integer.
+    /// The value that this type stores for `x`: rounded to f32, bf16 or f16, or truncated to an integer.
     pub fn round(self, x: f64) -> f64 {
         match self {
             DType::F64 => x,

@@ -1,14 +1,13 @@
-//! The reference executor: what rank programs mean, slowly and plainly.
+//! The reference executor: it defines what rank programs mean, without regard to speed.
 //!
-//! [`execute`] runs the programs of all ranks of a mesh in lockstep, each on an arena of its own, action by action as
-//! [`program`](crate::program) defines them. It shares nothing with a device: no kernel, no order of evaluation that a
-//! device could choose, no rounding other than that of
-//! [`Precision`](crate::interpret::Precision). Comparing it with
-//! [`simulate`](crate::interpret::simulate) tells whether lowering keeps what a placed program means.
+//! [`execute`] runs the programs of all ranks of a mesh together, each on an arena of its own, action by action as
+//! [`program`](crate::program) defines them. It shares nothing with a device: it has no kernels, evaluates in one fixed
+//! order, and rounds only as [`Precision`](crate::interpret::Precision) says. A comparison with
+//! [`simulate`](crate::interpret::simulate) shows whether lowering preserves the meaning of a placed program.
 //!
-//! Memory is part of the meaning. The arena remembers which bytes hold an element of which type, so reading what
-//! was never written, what another buffer has overwritten, or half of an element is an error and not a number. Before a
-//! step no temporary buffer holds anything; from its start until its wait, neither does the target of a collective.
+//! Memory is part of the meaning. The arena records which bytes hold an element of which type, so it is an error to
+//! read what was never written, what another buffer has overwritten, or half of an element. Temporary buffers hold
+//! nothing before a step, and the target of a collective holds nothing between its start and its wait.
 
 use crate::attention::{Attention, Operand};
 use crate::input::InputId;
@@ -23,66 +22,66 @@ use std::collections::HashMap;
 /// Why rank programs could not be executed.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum ExecuteError {
-    /// The list is not one program for each rank of one mesh.
+    /// The list does not consist of one program for each rank of one mesh.
     #[error("{programs} programs are not those of the ranks of {mesh}")]
     Ranks {
-        /// Length of the list.
+        /// The length of the list.
         programs: usize,
-        /// The mesh of the first one.
+        /// The mesh of the first program.
         mesh: String,
     },
     /// An input was not given, or has another number of elements.
-    #[error("input {name:?} has {found} elements, needs {expected}")]
+    #[error("input {name:?} has {found} elements but needs {expected}")]
     Input {
         /// Its name.
         name: String,
-        /// How many the program reads.
+        /// The number of elements that the program reads.
         expected: usize,
-        /// How many were given; 0 if none.
+        /// The number of elements that were given; 0 if the input is missing.
         found: usize,
     },
-    /// A step does something that memory or the action's definition does not allow.
+    /// A step does something that memory or the definition of its action does not allow.
     #[error("rank {rank}, step {step} (`{label}`): {fault}")]
     Step {
         /// The rank.
         rank: usize,
-        /// Index of the step; the number of steps for outputs.
+        /// The index of the step, or the number of steps if an output could not be read.
         step: usize,
-        /// What the step does.
+        /// A description of the step.
         label: String,
-        /// What is wrong.
+        /// The fault.
         fault: MemoryFault,
     },
-    /// Every rank waits for a collective that another one has not started.
-    #[error("no rank goes on: {0}")]
+    /// Every rank waits for a collective that another rank has not started.
+    #[error("no rank can continue: {0}")]
     Deadlock(String),
     /// Two ranks hold different values of one element of an output.
     #[error("output {output:?} differs between ranks: rank {rank} holds {found}, an earlier rank {expected}")]
     Replicas {
         /// The output.
         output: OutputKind,
-        /// What an earlier rank holds.
+        /// The element that an earlier rank holds.
         expected: f64,
-        /// What this rank holds.
+        /// The element that this rank holds.
         found: f64,
         /// The rank.
         rank: usize,
     },
 }
 
-/// What is wrong with an access to memory.
+/// A faulty access to memory.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum MemoryFault {
-    /// The bytes hold no element of that type.
+    /// The bytes hold no element of the type.
     #[error("reads element {element} of b{buffer} ({label}) as {dtype}, where no such element was written")]
     Unwritten {
         /// The buffer.
         buffer: u32,
-        /// What it holds.
+        /// The label of the buffer.
         label: String,
-        /// Which element, in elements of the type from the start of the buffer.
+        /// The index of the element, counted in elements of the type from the start of the buffer.
         element: isize,
-        /// The type it is read as.
+        /// The type that it is read as.
         dtype: DType,
     },
     /// The element lies outside its buffer.
@@ -90,28 +89,29 @@ pub enum MemoryFault {
     Outside {
         /// The buffer.
         buffer: u32,
-        /// What it holds.
+        /// The label of the buffer.
         label: String,
         /// Which element.
         element: isize,
         /// Size of the buffer.
         bytes: usize,
     },
-    /// Something else that the action's definition excludes.
+    /// Anything else that the definition of the action excludes.
     #[error("{0}")]
     Action(String),
 }
 
 type Outcome<T> = Result<T, MemoryFault>;
 
-/// Executes one step of all ranks on global inputs, each with its elements in row-major order. Gives the outputs
-/// of the first rank's program in order, assembled from the boxes of all ranks, in the shape that the model knows.
+/// Executes one step of all ranks on global inputs, whose elements are in row-major order. Returns the outputs in the
+/// order of the first rank's program, assembled from the boxes of all ranks, in the shapes that the model knows.
 ///
-/// Two ranks that hold one element of an output must agree to a relative 1e-6 of the larger one: sums may be taken in
-/// another order on each.
+/// Ranks that hold the same element of an output must agree up to 1e-6 of the larger value, because each may add its
+/// terms in another order.
 ///
 /// # Errors
-/// The first access that the programs' own definition does not allow, a deadlock, replicas that differ.
+/// The list of programs does not fit the mesh, an input is missing, a step accesses memory that its definition does not
+/// allow, the ranks deadlock, or replicas differ.
 pub fn execute(
     programs: &[RankProgram],
     inputs: &HashMap<InputId, Tensor>,
@@ -127,11 +127,11 @@ pub fn execute(
         for i in 0..ranks.len() {
             while ranks[i].at < ranks[i].program.steps.len() {
                 let step = &programs[i].steps[ranks[i].at];
-                let went_on = match &step.action {
+                let proceeded = match &step.action {
                     Action::Wait { tag } => wait(&mut ranks, i, *tag),
                     action => ranks[i].run(action).map(|()| true),
                 };
-                if !went_on.map_err(|fault| ranks[i].failed(fault))? {
+                if !proceeded.map_err(|fault| ranks[i].failed(fault))? {
                     break;
                 }
                 ranks[i].at += 1;
@@ -148,7 +148,7 @@ pub fn execute(
     (0..programs[0].outputs.len()).map(|o| assemble(&ranks, o)).collect()
 }
 
-/// The whole of an output.
+/// Assembles an output from the boxes of all ranks.
 fn assemble(ranks: &[Rank<'_>], output: usize) -> Result<Tensor, ExecuteError> {
     let first = &ranks[0].program.outputs[output];
     let global = &first.binding.global;
@@ -162,8 +162,8 @@ fn assemble(ranks: &[Rank<'_>], output: usize) -> Result<Tensor, ExecuteError> {
         for at in offsets(&bound.view.shape, &strides) {
             let found = local.next().unwrap_or_default();
             let expected = *whole[(start + at) as usize].get_or_insert(found);
-            let near = (found - expected).abs() <= 1e-6 * found.abs().max(expected.abs()).max(1e-30);
-            if !(near || found == expected || found.is_nan() && expected.is_nan()) {
+            let close = (found - expected).abs() <= 1e-6 * found.abs().max(expected.abs()).max(1e-30);
+            if !(close || found == expected || found.is_nan() && expected.is_nan()) {
                 let output = first.kind.clone();
                 return Err(ExecuteError::Replicas { output, expected, found, rank: r.program.rank });
             }
@@ -173,7 +173,7 @@ fn assemble(ranks: &[Rank<'_>], output: usize) -> Result<Tensor, ExecuteError> {
     Ok(Tensor { dtype: first.binding.view.dtype, shape: first.binding.layout.clone(), data })
 }
 
-/// Offsets of all elements of a shape under some strides, in row-major order.
+/// The offsets of all elements of a shape with given strides, in row-major order.
 fn offsets(shape: &[usize], strides: &[isize]) -> Vec<isize> {
     let mut all = vec![0];
     for (&n, &stride) in shape.iter().zip(strides) {
@@ -182,7 +182,7 @@ fn offsets(shape: &[usize], strides: &[isize]) -> Vec<isize> {
     all
 }
 
-/// Every index of a shape, in row-major order.
+/// All indices of a shape, in row-major order.
 fn indices(shape: &[usize]) -> Vec<Vec<usize>> {
     let mut all = vec![Vec::new()];
     for &n in shape {
@@ -195,28 +195,28 @@ fn dot(index: &[usize], strides: &[isize]) -> isize {
     index.iter().zip(strides).map(|(&i, &s)| i as isize * s).sum()
 }
 
-/// What a rank handed in when it started a collective.
+/// A collective that a rank has started, with the elements that it sends.
 struct Flight {
     collective: Collective,
-    /// Which of its group's collectives it is.
+    /// Its number among the collectives of its group.
     number: usize,
     sent: Vec<f64>,
 }
 
 struct Rank<'a> {
     program: &'a RankProgram,
-    /// By byte of the arena, the element that begins there.
+    /// For each byte of the arena, the element that begins there.
     arena: Vec<Option<(DType, f64)>>,
     options: Options,
     /// The next step.
     at: usize,
-    /// How many collectives it has started in each group.
+    /// The number of collectives that this rank has started in each group.
     started: HashMap<Vec<usize>, usize>,
-    /// All collectives that it has started.
+    /// All collectives that this rank has started.
     flights: Vec<Flight>,
 }
 
-/// Does a rank's part of a collective if all ranks of the group have started it.
+/// Completes a collective on one rank if all ranks of the group have started it. Returns whether they have.
 fn wait(ranks: &mut [Rank<'_>], me: usize, tag: u32) -> Outcome<bool> {
     let Some(own) = ranks[me].flights.iter().find(|f| f.collective.tag == tag) else {
         return Err(MemoryFault::Action(format!("waits for #{tag}, which it has not started")));
@@ -227,7 +227,7 @@ fn wait(ranks: &mut [Rank<'_>], me: usize, tag: u32) -> Outcome<bool> {
         let same = |f: &&Flight| f.collective.group == group && f.number == number;
         let Some(flight) = ranks[r].flights.iter().find(same) else { return Ok(false) };
         if flight.collective.name() != own.collective.name() {
-            return Err(MemoryFault::Action(format!("#{tag} is another collective on rank {r}")));
+            return Err(MemoryFault::Action(format!("#{tag} is a different collective on rank {r}")));
         }
         sent.push(&flight.sent);
     }
@@ -238,7 +238,7 @@ fn wait(ranks: &mut [Rank<'_>], me: usize, tag: u32) -> Outcome<bool> {
     Ok(true)
 }
 
-/// What a rank receives, given what every rank of the group sent. None if sizes do not fit.
+/// The result of a collective on a rank, given the operands of all ranks of the group. `None` if the sizes do not fit.
 fn received(c: &Collective, sent: &[&[f64]]) -> Option<Vec<f64>> {
     let combine = |op: ReduceOp, pieces: &[&[f64]]| -> Option<Vec<f64>> {
         let mut sum = pieces.first()?.to_vec();
@@ -303,22 +303,22 @@ fn received(c: &Collective, sent: &[&[f64]]) -> Option<Vec<f64>> {
 /// A register of a body: one number per iteration of the row.
 type Register = Vec<f64>;
 
-/// The iterations on which a body is executed together: those of a loop's last dimension, or a single one.
+/// The iterations for which a body is executed together: those of the last dimension of a loop, or a single one.
 #[derive(Clone, Copy)]
 struct Row<'a> {
-    /// The index of every dimension before the row; of a single iteration, of every dimension.
+    /// The index in every dimension except that of the row; for a single iteration, in every dimension.
     outer: &'a [usize],
-    /// How many iterations there are.
+    /// The number of iterations.
     len: usize,
 }
 
 impl Row<'_> {
-    /// Where the first iteration and each next one finds an element, given the strides of all dimensions.
+    /// The offset of the first iteration's element and the step to each next one, given the strides of all dimensions.
     fn walk(self, strides: &[isize]) -> (isize, isize) {
         (dot(self.outer, strides), strides.get(self.outer.len()).copied().unwrap_or(0))
     }
 
-    /// The index of a dimension in an iteration.
+    /// The index in a dimension at an iteration.
     fn index(self, dim: usize, iteration: usize) -> usize {
         self.outer.get(dim).copied().unwrap_or(iteration)
     }
@@ -341,9 +341,9 @@ impl<'a> Rank<'a> {
             };
             let strides = dense_strides(&bound.global);
             let start = dot(&bound.start, &strides);
-            let boxed: Vec<f64> =
+            let local: Vec<f64> =
                 offsets(&bound.view.shape, &strides).into_iter().map(|at| whole.data[(start + at) as usize]).collect();
-            rank.put_all(&bound.view, &boxed).map_err(|fault| rank.failed(fault))?;
+            rank.put_all(&bound.view, &local).map_err(|fault| rank.failed(fault))?;
         }
         Ok(rank)
     }
@@ -353,7 +353,7 @@ impl<'a> Rank<'a> {
         ExecuteError::Step { rank: self.program.rank, step: self.at, label, fault }
     }
 
-    /// The byte of the arena at which an element of a view's buffer begins.
+    /// The byte of the arena at which an element of the buffer of a view begins.
     fn byte(&self, view: &View, element: isize) -> Outcome<usize> {
         let buffer = &self.program.buffers[view.buffer.0 as usize];
         let size = view.dtype.bytes();
@@ -378,7 +378,7 @@ impl<'a> Rank<'a> {
         }
     }
 
-    /// Forgets what the bytes of an element held.
+    /// Forgets every element that overlaps the given bytes.
     fn clear(&mut self, at: usize, bytes: usize) {
         const WIDEST: usize = 8;
         for start in at.saturating_sub(WIDEST - 1)..at + bytes {
@@ -463,7 +463,7 @@ impl<'a> Rank<'a> {
             }
             Action::TopK { from, values, indices } => {
                 let (n, k) = (from.shape.last().copied().unwrap_or(1), values.shape.last().copied().unwrap_or(1));
-                let (mut best, mut places) = (Vec::new(), Vec::new());
+                let (mut best, mut positions) = (Vec::new(), Vec::new());
                 for row in self.elements(from)?.chunks(n.max(1)) {
                     let mut order: Vec<usize> = (0..row.len()).collect();
                     order.sort_by(|&a, &b| match (row[a].is_nan(), row[b].is_nan()) {
@@ -471,10 +471,10 @@ impl<'a> Rank<'a> {
                         (a, b) => b.cmp(&a),
                     });
                     best.extend(order[..k].iter().map(|&i| row[i]));
-                    places.extend(order[..k].iter().map(|&i| i as f64));
+                    positions.extend(order[..k].iter().map(|&i| i as f64));
                 }
                 self.put_all(values, &best)?;
-                self.put_all(indices, &places)
+                self.put_all(indices, &positions)
             }
             Action::Start(c) => {
                 let sent = self.elements(&c.from)?;
@@ -496,7 +496,8 @@ impl<'a> Rank<'a> {
     fn run_loop(&mut self, l: &Loop) -> Outcome<()> {
         for instruction in &l.body {
             if let Instruction::Store { view, strides, accumulate: Some(op), .. } = instruction {
-                // Set even if the loop runs over nothing, along which the target does not move.
+                // The target is set even if the loop has no iterations because a dimension in which the target does not
+                // move is empty.
                 let sizes: Vec<usize> = l.dims.iter().zip(strides).map(|(&n, &s)| if s == 0 { 1 } else { n }).collect();
                 for at in offsets(&sizes, strides) {
                     self.put(view, at, op.identity_of(view.dtype))?;
@@ -510,7 +511,7 @@ impl<'a> Rank<'a> {
         Ok(())
     }
 
-    /// Executes a body on one row: instruction by instruction, for all iterations. Gives the registers.
+    /// Executes a body for one row, instruction by instruction, each for all iterations. Returns the registers.
     fn body(
         &mut self,
         body: &[Instruction],
@@ -527,7 +528,8 @@ impl<'a> Rank<'a> {
                 }
                 Instruction::Constant(x, dtype) => vec![round(*dtype, x.as_f64()); row.len],
                 Instruction::Given { index, dtype } => {
-                    let x = given(*index).ok_or_else(|| MemoryFault::Action("nothing is given".into()))?;
+                    let x = given(*index)
+                        .ok_or_else(|| MemoryFault::Action("the action gives the body no such value".into()))?;
                     vec![round(*dtype, x); row.len]
                 }
                 Instruction::Index { dim, offset, dtype } => {
@@ -542,7 +544,7 @@ impl<'a> Rank<'a> {
                     })
                     .collect(),
                 Instruction::Map { f, args, dtype } => {
-                    // A cast rounds as its result's type does, as every instruction.
+                    // A cast is the identity here: every instruction rounds to the type of its result.
                     let f = if matches!(f, MapFn::Cast(_)) { &MapFn::Identity } else { f };
                     let of = |i: usize| args.iter().map(|&a| registers[a][i]).collect::<Vec<f64>>();
                     (0..row.len).map(|i| round(*dtype, f.eval(&of(i)))).collect()
@@ -576,7 +578,7 @@ impl<'a> Rank<'a> {
         let (left, right, out) = (along(|d| d.left), along(|d| d.right), along(|d| d.out));
         let [of_left, of_right] =
             [0, 1].map(|i| c.k.iter().map(|d| if i == 0 { d.left } else { d.right }).collect::<Vec<_>>());
-        // All products first: an epilogue may write over an operand only where that is of no more use.
+        // All products come first: an epilogue may overwrite an operand that no later product needs.
         let mut products = Vec::new();
         let all = indices(&sizes);
         for index in &all {
@@ -597,7 +599,7 @@ impl<'a> Rank<'a> {
         Ok(())
     }
 
-    /// The value of a body's last instruction.
+    /// The value of the last instruction of a body.
     fn last(&mut self, body: &[Instruction], index: &[usize], given: &[f64]) -> Outcome<f64> {
         let registers = self.body(body, Row { outer: index, len: 1 }, &|i| given.get(i).copied())?;
         let last = registers.last().and_then(|r| r.first()).copied();
@@ -617,7 +619,7 @@ impl<'a> Rank<'a> {
         let mut gradients = vec![HashMap::<isize, f64>::new(); wanted.len()];
         for ((o, own), sums) in wanted.iter().zip(&mut gradients) {
             let Some(o) = o else { continue };
-            // Every element is written, also where the sum has no terms.
+            // Every element is written, even if its sum has no terms.
             let moves = |(&n, &stride): (&usize, &isize)| if stride == 0 { 1 } else { n };
             let sizes: Vec<usize> = a.dims.iter().zip(&o.dims).map(moves).chain(own.iter().copied()).collect();
             sums.extend(offsets(&sizes, &[&o.dims[..], &o.own].concat()).into_iter().map(|at| (at, 0.0)));

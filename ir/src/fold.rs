@@ -1,9 +1,9 @@
-//! The text form of deep programs: a block that occurs L times is printed once.
+//! The folded text form: a block that occurs several times is printed once.
 //!
-//! A [`Run`] of lines is printed as its first occurrence in which every number that moves says where it
-//! goes: `%{184..674}` in a block of 11 occurrences is `%184`, `%233`, …, `%674`. The block's name is the
-//! path that tells its occurrences apart; one layer's inputs, forward, backward and optimizer parts are
-//! blocks of one name. [`parse`](crate::parse) reads it back: folded and full text are the same graph.
+//! A [`Run`] of lines is printed as its first occurrence, in which every number that moves is replaced by its range:
+//! `%{184..674}` in a block of 11 occurrences is `%184`, `%233`, …, `%674`. The name of the block is the path whose
+//! index tells its occurrences apart; the inputs and the forward, backward and optimizer parts of a layer are blocks of
+//! one name. [`parse`](crate::parse) reads the folded form too, and gives the same graph for it as for the full text.
 //!
 //! ```text
 //! block @model.layers ×80 inputs {
@@ -27,7 +27,7 @@ pub fn print(graph: &Graph) -> String {
             titles.insert(region.run.start, format!("{} ×{} {part}", path(&block.path), region.run.count));
         }
     }
-    // Node lines, then those of module regions, then outputs: each kind has its runs.
+    // The text has lines of nodes, then of module regions, then of outputs. Each kind has its own runs.
     let full = text::print(graph);
     let (header, rest) = full.split_once('\n').unwrap_or((&full, ""));
     let all: Vec<&str> = rest.lines().collect();
@@ -52,7 +52,7 @@ pub fn print(graph: &Graph) -> String {
     out
 }
 
-/// Appends lines, runs as blocks.
+/// Appends lines to a text, those of runs as blocks.
 fn folded(out: &mut String, lines: &[&str], runs: &[Run], title: impl Fn(&Run) -> Option<String>) {
     let mut at = 0;
     let plain = |out: &mut String, lines: &[&str]| {
@@ -66,7 +66,7 @@ fn folded(out: &mut String, lines: &[&str], runs: &[Run], title: impl Fn(&Run) -
         let occurrence = |i: usize| &lines[run.start + i * run.period..][..run.period];
         let merged: Option<Vec<String>> =
             occurrence(0).iter().zip(occurrence(run.count - 1)).map(|(a, b)| merge(a, b, run.count)).collect();
-        // A text that has braces or numbers of its own kind in a wrong place is not folded.
+        // A run is printed in full if its folded text would not be read back, for example because a name has braces.
         let Some(merged) = merged.filter(|m| reads_back(m, run, lines)) else {
             plain(out, &lines[run.start..at]);
             continue;
@@ -81,6 +81,7 @@ fn folded(out: &mut String, lines: &[&str], runs: &[Run], title: impl Fn(&Run) -
     plain(out, &lines[at..]);
 }
 
+/// Whether the folded lines expand to the lines of the run, apart from the column of the types.
 fn reads_back(merged: &[String], run: &Run, lines: &[&str]) -> bool {
     let squeezed = |l: &str| split_type(l).map_or(l.to_string(), |(a, b)| format!("{a} : {b}"));
     (0..run.count).all(|i| {
@@ -91,13 +92,13 @@ fn reads_back(merged: &[String], run: &Run, lines: &[&str]) -> bool {
     })
 }
 
-/// A path as a block's name.
+/// A path as the name of a block, quoted if it needs to be.
 fn path(path: &str) -> String {
     let odd = path.starts_with('"') || path.contains(|c: char| c.is_whitespace() || c.is_control());
     if odd { format!("{path:?}") } else { path.to_string() }
 }
 
-/// The path before the first path segment in which two lines differ.
+/// The path up to the first index in which two lines differ.
 fn varying(a: &str, b: &str) -> String {
     let ((literals, x), (_, y)) = (digits(a), digits(b));
     let differ = (0..x.len().min(y.len())).filter(|&i| x[i] != y[i]).map(|i| literals[i]);
@@ -106,7 +107,7 @@ fn varying(a: &str, b: &str) -> String {
     paths.map(String::from).next().unwrap_or_default()
 }
 
-/// A line cut at its type, which stands in a column of its own.
+/// The parts of a line before and after the colon of its type, which has a column of its own.
 fn split_type(line: &str) -> Option<(&str, &str)> {
     let (mut quoted, mut escaped) = (false, false);
     for (at, c) in line.char_indices() {
@@ -121,7 +122,7 @@ fn split_type(line: &str) -> Option<(&str, &str)> {
     None
 }
 
-/// A text cut at its digits: one literal more than numbers.
+/// The literals and the numbers of a text, which alternate: there is one literal more than numbers.
 fn digits(text: &str) -> (Vec<&str>, Vec<&str>) {
     let (mut literals, mut numbers, mut rest) = (Vec::new(), Vec::new(), text);
     while let Some(at) = rest.find(|c: char| c.is_ascii_digit()) {
@@ -135,7 +136,7 @@ fn digits(text: &str) -> (Vec<&str>, Vec<&str>) {
     (literals, numbers)
 }
 
-/// One line for the first and the last of its occurrences; `None` if they differ in more than numbers.
+/// The folded line, given its first and last occurrence; `None` if they differ in more than numbers.
 fn merge(first: &str, last: &str, count: usize) -> Option<String> {
     if first.contains(['{', '}']) {
         return None;
@@ -162,22 +163,22 @@ fn merge(first: &str, last: &str, count: usize) -> Option<String> {
     }
 }
 
-/// A line of a block as it reads in one of its occurrences: `%{3..7}` is `%5` in the second of three.
-/// `None` if braces hold something else, or a number between whole ones.
+/// A line of a block in one of its occurrences: `%{3..7}` is `%5` in the second of three. `None` if braces hold
+/// anything but a range, or if the range does not consist of equal integer steps.
 pub fn occurrence(line: &str, which: usize, count: usize) -> Option<String> {
     let (mut text, mut rest) = (String::new(), line);
     while let Some((before, after)) = rest.split_once('{') {
-        let (range, behind) = after.split_once('}')?;
+        let (range, tail) = after.split_once('}')?;
         let (first, last) = range.split_once("..")?;
         let (first, last): (i64, i64) = (first.parse().ok()?, last.parse().ok()?);
-        let (steps, way) = (count.checked_sub(1)? as i64, last.checked_sub(first)?);
-        let step = if steps == 0 { 0 } else { way / steps };
-        if step.checked_mul(steps)? != way {
+        let (steps, distance) = (count.checked_sub(1)? as i64, last.checked_sub(first)?);
+        let step = if steps == 0 { 0 } else { distance / steps };
+        if step.checked_mul(steps)? != distance {
             return None;
         }
         text.push_str(before);
         text.push_str(&(first + step * which as i64).to_string());
-        rest = behind;
+        rest = tail;
     }
     text.push_str(rest);
     Some(text)
@@ -188,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_that_move_say_where_they_go() {
+    fn a_moving_number_is_folded_to_its_range() {
         let (a, b) = ("%9 = mul %8, f32:0.5 : f32[4] ; in a.0.b", "%13 = mul %12, f32:0.5   : f32[4] ; in a.2.b");
         let merged = merge(a, b, 3).unwrap();
         let left = format!("{:<TYPE_COLUMN$}", "%{9..13} = mul %{8..12}, f32:0.5");

@@ -1,6 +1,6 @@
 //! A program as a dataflow graph on petgraph: nodes are operations, edges are uses.
 //!
-//! Nodes are added after their operands, so node order is a topological order, in every pass.
+//! Every pass adds nodes after their operands, so the order of nodes is always topological.
 
 use crate::input::InputId;
 use crate::mesh::Mesh;
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub struct Value {
     /// The node.
     pub node: NodeIndex,
-    /// Which of its results.
+    /// The index of the result.
     pub result: u32,
 }
 
@@ -31,12 +31,12 @@ impl From<NodeIndex> for Value {
     }
 }
 
-/// An edge: which operand of the user is which result of the definer.
+/// An edge: a result of the source node is an operand of the target node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Use {
-    /// Position among the user's operands.
+    /// The index among the operands of the target.
     pub operand: u32,
-    /// Which result of the source.
+    /// The index among the results of the source.
     pub result: u32,
 }
 
@@ -54,7 +54,7 @@ impl Phase {
     /// Every phase in order.
     pub const ALL: [Phase; 3] = [Phase::Forward, Phase::Backward, Phase::Optimizer];
 
-    /// The phase of that name.
+    /// The phase with a name, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
         Phase::ALL.into_iter().find(|p| p.name() == name)
     }
@@ -69,22 +69,22 @@ impl Phase {
     }
 }
 
-/// Where a node comes from and why it exists.
+/// The origin of a node, and the reason for which it exists.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Origin {
-    /// The part of the step.
+    /// The phase of the step.
     pub phase: Phase,
-    /// The micro-batch that it belongs to; none for what there is once.
+    /// The micro-batch that it belongs to; `None` if it is not repeated per micro-batch.
     pub micro_batch: Option<usize>,
     /// The module that it belongs to; the root if it is unknown.
     pub module: ModulePath,
-    /// Why a pass put it there; empty for what the model itself says.
+    /// Why a pass added it; empty for the operations of the model.
     pub reason: Reason,
 }
 
 impl Origin {
-    /// The micro-batch and the module in words; empty if neither is known.
-    pub fn place(&self) -> String {
+    /// The micro-batch and the module as text; empty if neither is known.
+    pub fn location(&self) -> String {
         let module = (!self.module.is_root()).then(|| self.module.to_string());
         let micro_batch = self.micro_batch.map(|n| format!("micro-batch {n}"));
         micro_batch.into_iter().chain(module).collect::<Vec<_>>().join(", ")
@@ -98,25 +98,26 @@ pub struct Node {
     pub op: Op,
     /// One type per result.
     pub types: Vec<Type>,
-    /// Where it comes from.
+    /// The origin of the node.
     pub origin: Origin,
 }
 
-/// What a program output is.
+/// The kind of an output of a program.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum OutputKind {
     /// A named result of the forward pass.
     Result(String),
     /// The loss.
     Loss,
-    /// The gradient of the parameter of that path.
+    /// The gradient of a parameter.
     Gradient(ModulePath),
-    /// The next value of that input, a parameter or a state.
+    /// The next value of an input, which is a parameter or a state.
     Update(InputId),
 }
 
 impl OutputKind {
-    /// The input that this is the next value or the gradient of, and the parameter that the input belongs to.
+    /// The input of which this is the next value or the gradient, and the parameter or module that the input belongs
+    /// to.
     pub fn trained(&self) -> Option<(InputId, ModulePath)> {
         match self {
             OutputKind::Update(id) => Some((id.clone(), id.path()?.clone())),
@@ -129,7 +130,7 @@ impl OutputKind {
 /// A program output.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
-    /// What it is.
+    /// The kind of the output.
     pub kind: OutputKind,
     /// The value.
     pub value: Value,
@@ -142,12 +143,12 @@ pub struct Output {
 pub struct Boundary {
     /// The value.
     pub value: Value,
-    /// Its shape as the model knows it: what the dimensions of a style's layout count.
+    /// Its shape as the model knows it. The layouts of styles refer to these dimensions.
     pub layout: Vec<usize>,
 }
 
 impl Boundary {
-    /// A value of a captured graph, whose shapes are the model's own.
+    /// The boundary at a value of a captured graph, whose shapes are those of the model.
     pub fn of(graph: &Graph, value: Value) -> Self {
         Boundary { value, layout: graph.ty(value).shape.clone() }
     }
@@ -165,7 +166,7 @@ pub struct Region {
 }
 
 impl Region {
-    /// Every value that enters or leaves.
+    /// Every value that enters or leaves the region.
     pub fn values(&self) -> impl Iterator<Item = Value> + '_ {
         self.arguments.iter().chain(&self.results).map(|b| b.value)
     }
@@ -174,16 +175,16 @@ impl Region {
 /// A program: one SPMD dataflow graph over a mesh.
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
-    /// The mesh it runs on.
+    /// The mesh that the program runs on.
     pub mesh: Mesh,
-    /// What leaves the program, in order.
+    /// The outputs, in order.
     pub outputs: Vec<Output>,
-    /// Known module regions.
+    /// The module regions that are known.
     pub regions: Vec<Region>,
     dag: DiGraph<Node, Use>,
 }
 
-/// Equal node by node: the same operations in the same order with the same operands.
+/// Two graphs are equal if they have the same operations in the same order with the same operands.
 impl PartialEq for Graph {
     fn eq(&self, other: &Self) -> bool {
         self.mesh == other.mesh
@@ -200,7 +201,7 @@ impl Graph {
         Graph { mesh, ..Graph::default() }
     }
 
-    /// The same program with these regions.
+    /// The same program with other regions.
     #[must_use]
     pub fn with_regions(mut self, regions: Vec<Region>) -> Self {
         self.regions = regions;
@@ -225,7 +226,7 @@ impl Graph {
     /// Adds a node after its operands.
     ///
     /// # Panics
-    /// If an operand does not exist: a bug of the calling pass.
+    /// If an operand does not exist, which is a bug of the calling pass.
     pub fn add(&mut self, op: Op, operands: &[Value], types: Vec<Type>, origin: Origin) -> NodeIndex {
         let node = self.dag.add_node(Node { op, types, origin });
         for (i, v) in operands.iter().enumerate() {
@@ -250,7 +251,7 @@ impl Graph {
         &self.dag[node]
     }
 
-    /// A node, to change its provenance or types in place.
+    /// A node, whose provenance and types may be changed in place.
     pub fn node_mut(&mut self, node: NodeIndex) -> &mut Node {
         &mut self.dag[node]
     }
@@ -277,7 +278,7 @@ impl Graph {
         operands
     }
 
-    /// Who uses the results of a node: the user and the edge.
+    /// The uses of the results of a node: for each, the node that reads the result, and the edge.
     pub fn users(&self, node: NodeIndex) -> impl Iterator<Item = (NodeIndex, Use)> + '_ {
         self.dag.edges_directed(node, Direction::Outgoing).map(|e| (e.target(), *e.weight()))
     }
@@ -295,7 +296,7 @@ impl Graph {
         self.inputs().map(|(node, id)| (id, node)).collect()
     }
 
-    /// The unit that an input belongs to.
+    /// The unit that an input belongs to, if it is an input and has one.
     pub fn unit_of(&self, input: NodeIndex) -> Option<UnitId> {
         match &self.node(input).op {
             Op::Input { unit, .. } => *unit,
@@ -303,7 +304,7 @@ impl Graph {
         }
     }
 
-    /// The scalar that a value is filled with, if it is a constant of one value.
+    /// The scalar that a value is filled with, if it is a constant.
     pub fn fill_of(&self, value: Value) -> Option<f64> {
         match self.op(value) {
             Op::Fill(s) => Some(s.as_f64()),
@@ -316,7 +317,7 @@ impl Graph {
         self.push(Op::Fill(Scalar::of(dtype, x)), &[], Type::new(dtype, []), origin)
     }
 
-    /// Adds an elementwise operation of operands that have the result's shape or none at all.
+    /// Adds an elementwise operation. Each operand has the shape of the result or is a scalar.
     pub fn map(&mut self, f: MapFn, operands: &[Value], origin: &Origin) -> Value {
         let rank = operands.iter().map(|&v| self.ty(v).rank()).max().unwrap_or(0);
         let letters: Vec<u8> = (0..rank as u8).collect();
@@ -329,7 +330,7 @@ impl Graph {
         self.push(Op::Map { f, subs: Subscripts::new(&rows, &letters) }, operands, ty, origin)
     }
 
-    /// Adds a reduction over some dimensions, which disappear.
+    /// Adds a reduction over some dimensions, which the result does not have.
     pub fn reduce(&mut self, op: ReduceOp, operand: Value, dims: &[usize], origin: &Origin) -> Value {
         let ty = self.ty(operand).clone();
         let all: Vec<usize> = (0..ty.rank()).collect();

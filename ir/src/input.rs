@@ -1,7 +1,7 @@
-//! What comes into a program: its kind, and which one of that kind.
+//! The identity of an input of a program: its kind, and its path or name.
 //!
-//! An input is identified by kind and path, or by kind and name. Its text is for people: a data tensor that is called
-//! like a parameter is another input.
+//! An input is identified by its kind and a path, or by its kind and a name. Its text alone does not identify it: a
+//! data tensor may be called like a parameter.
 //!
 //! ```
 //! use tpc_ir::input::{InputId, InputKind};
@@ -16,18 +16,18 @@ use std::collections::HashSet;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
-/// What an input of a program is.
+/// The kind of an input of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum InputKind {
     /// A trained parameter, named by its module path.
     Parameter,
-    /// A tensor of optimizer state, named `parameter/state`, or one that a program keeps from run to run.
+    /// A tensor of optimizer state, named `parameter/state`, or another tensor that a program keeps from run to run.
     State,
     /// A tensor of the batch.
     Data,
     /// A scalar that changes from step to step: a learning rate, a bias correction.
     Scalar,
-    /// The number from which a step draws its random elements.
+    /// The seed of a step's random elements.
     Seed,
     /// A tensor that never changes, captured with the model.
     Constant,
@@ -44,7 +44,7 @@ impl InputKind {
         InputKind::Constant,
     ];
 
-    /// The kind of that name.
+    /// The kind with a name, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
         InputKind::ALL.into_iter().find(|k| k.name() == name)
     }
@@ -62,30 +62,30 @@ impl InputKind {
     }
 }
 
-/// Which input of a program: two inputs are the same if and only if these are equal.
+/// Identifies an input of a program: two inputs are the same if and only if their ids are equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum InputId {
-    /// The parameter at that place of the model.
+    /// The parameter at a path of the model.
     Parameter(ModulePath),
-    /// A tensor that a step leaves to the next one.
+    /// A tensor whose value a step passes on to the next one.
     State {
-        /// The parameter or the module that it belongs to.
+        /// The parameter or module that the state belongs to.
         owner: ModulePath,
-        /// Which of its states; empty if it has no name of its own.
+        /// The name of the state; empty if it is the only one of its owner and has no name.
         name: Arc<str>,
     },
-    /// The tensor of the batch of that name.
+    /// A tensor of the batch, by name.
     Data(Arc<str>),
-    /// A number of the step.
+    /// A scalar of the step.
     Scalar(ModulePath),
-    /// A seed of random operations.
+    /// A seed of random elements.
     Seed(ModulePath),
     /// A captured tensor.
     Constant(ModulePath),
 }
 
 impl InputId {
-    /// The input of that kind whose text is `text`, as [`Display`](fmt::Display) writes it.
+    /// The input of a kind whose text, as [`Display`](fmt::Display) writes it, is `text`.
     pub fn read(kind: InputKind, text: &str) -> Self {
         match kind {
             InputKind::Parameter => InputId::Parameter(text.into()),
@@ -100,8 +100,8 @@ impl InputId {
         }
     }
 
-    /// The input whose next value an output is called after: a state if the text names one after a slash, otherwise the
-    /// parameter.
+    /// The input that an output updates, given the text of the output: a state if the text has a name after a slash,
+    /// otherwise a parameter.
     pub fn kept(text: &str) -> Self {
         match InputId::read(InputKind::State, text) {
             InputId::State { owner, name } if name.is_empty() => InputId::Parameter(owner),
@@ -109,13 +109,13 @@ impl InputId {
         }
     }
 
-    /// The same among the inputs of a program, of which some states have no name of their own.
+    /// Like [`InputId::kept`], for a program that may have states without names.
     pub(crate) fn kept_in(text: &str, states: &HashSet<InputId>) -> Self {
         let state = InputId::read(InputKind::State, text);
         if states.contains(&state) { state } else { InputId::kept(text) }
     }
 
-    /// What it is.
+    /// The kind of the input.
     pub fn kind(&self) -> InputKind {
         match self {
             InputId::Parameter(_) => InputKind::Parameter,
@@ -127,17 +127,17 @@ impl InputId {
         }
     }
 
-    /// Whether it is a parameter.
+    /// Whether the input is a parameter.
     pub fn is_parameter(&self) -> bool {
         matches!(self, InputId::Parameter(_))
     }
 
-    /// Whether a step may leave another value of it to the next one.
+    /// Whether a step may pass on a new value of the input to the next step.
     pub fn is_kept(&self) -> bool {
         matches!(self, InputId::Parameter(_) | InputId::State { .. })
     }
 
-    /// The path of a parameter.
+    /// The path, if the input is a parameter.
     pub fn parameter(&self) -> Option<&ModulePath> {
         match self {
             InputId::Parameter(path) => Some(path),
@@ -145,7 +145,7 @@ impl InputId {
         }
     }
 
-    /// The path that names it; data has none.
+    /// The path of the input; data has none.
     pub fn path(&self) -> Option<&ModulePath> {
         match self {
             InputId::Parameter(path)
@@ -157,7 +157,7 @@ impl InputId {
         }
     }
 
-    /// The same with what `change` makes of its path.
+    /// The same input with its path replaced by the result of `change`.
     #[must_use]
     pub fn map_path(&self, change: impl FnOnce(&ModulePath) -> ModulePath) -> Self {
         match self {
@@ -170,7 +170,7 @@ impl InputId {
         }
     }
 
-    /// What a sentence calls it.
+    /// How a message refers to the input.
     pub fn shown(&self) -> Shown {
         let of = |path: &ModulePath, state: &Arc<str>| Shown { of: path.clone(), state: state.clone() };
         match self {
@@ -181,12 +181,12 @@ impl InputId {
     }
 }
 
-/// What a sentence calls a tensor: words for people, which identify nothing.
+/// How a message refers to a tensor. It is text for people and identifies nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Shown {
-    /// A parameter, a module or the name of data.
+    /// A parameter, a module, or the name of a data tensor.
     pub of: ModulePath,
-    /// Which of its states; empty if it is the tensor itself.
+    /// The name of one of its states; empty for the tensor itself.
     pub state: Arc<str>,
 }
 

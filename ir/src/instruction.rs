@@ -19,11 +19,12 @@ pub enum Instruction {
         /// Element stride per loop dimension.
         strides: Vec<isize>,
     },
-    /// A constant.
+    /// A constant of a type.
     Constant(Scalar, DType),
-    /// A value that the action around the body computes (attention, an epilogue). Not in loops.
+    /// A value that the action around the body provides: a product or a gradient of attention, or the product before an
+    /// epilogue. A loop has none.
     Given {
-        /// Which one.
+        /// Which of these values.
         index: usize,
         /// Element type.
         dtype: DType,
@@ -37,8 +38,8 @@ pub enum Instruction {
         /// Element type of the result.
         dtype: DType,
     },
-    /// Random elements: a function ([`crate::random`]) of seed, stream and the global element index
-    /// `Σ (index of dim + offset) · stride`.
+    /// Random elements: a function ([`crate::random`]) of the seed, the stream and the global element index `Σ (index
+    /// of dim + offset) · stride`.
     Random {
         /// The distribution.
         distribution: Distribution,
@@ -51,8 +52,7 @@ pub enum Instruction {
         /// Element type of the result.
         dtype: DType,
     },
-    /// A function of registers. `dtype` is the result's element type; arithmetic on bf16 and f16 is
-    /// done in f32 and rounded to the type.
+    /// A function of registers. Arithmetic on bf16 and f16 is done in f32 and rounded to `dtype`.
     Map {
         /// The function.
         f: MapFn,
@@ -70,7 +70,7 @@ pub enum Instruction {
         /// Element type of the result.
         dtype: DType,
     },
-    /// Writes a register. Defines nothing.
+    /// Writes a register to memory. Its own register holds no value.
     Store {
         /// Buffer, element offset and element type of the target.
         view: View,
@@ -79,10 +79,10 @@ pub enum Instruction {
         strides: Vec<isize>,
         /// Register to write.
         arg: usize,
-        /// Combine with what is there instead of overwriting. The loop first sets the target (all
-        /// elements that the loop addresses) to the reduction's identity, even if it then runs over
-        /// nothing because a dimension of stride 0 is empty. For truth values `sum` and `max` mean
-        /// *or* (identity false), `prod` and `min` *and* (identity true).
+        /// Combine with what is there instead of overwriting it. The loop first sets the target (all elements that the
+        /// loop addresses) to the reduction's identity, even if it then has no iterations because a dimension of stride
+        /// 0 is empty. For truth values, `sum` and `max` mean *or* (identity false), `prod` and `min` mean *and*
+        /// (identity true).
         accumulate: Option<ReduceOp>,
     },
 }

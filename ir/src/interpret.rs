@@ -1,10 +1,9 @@
-//! The reference interpreter: what a graph means, slowly and plainly.
+//! The reference interpreter: it defines what a graph means, without regard to speed.
 //!
-//! [`interpret`] gives the *logical* meaning: every operation acts on whole tensors and a
-//! redistribution, which changes only where a value lies, changes nothing. [`simulate`] gives the
-//! *placed* meaning: every rank of the mesh holds the box that each type assigns to it, operations
-//! act on these local tensors, and collectives exchange them. A placement is right when the two
-//! agree. Both share [`evaluate`], which executes one operation on local tensors.
+//! [`interpret`] computes the *logical* meaning: every operation acts on whole tensors, and a redistribution is the
+//! identity, because it only changes where a value is stored. [`simulate`] computes the *placed* meaning: every rank of
+//! the mesh holds the box that each type assigns to it, operations act on these local tensors, and collectives exchange
+//! them. A placement is correct if the two agree. Both use [`evaluate`], which executes one operation on local tensors.
 //!
 //! ```
 //! use tpc_ir::interpret::{Options, Tensor, interpret};
@@ -45,7 +44,7 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// A tensor of these elements.
+    /// A tensor with the given elements.
     pub fn new(dtype: DType, shape: impl Into<Vec<usize>>, data: Vec<f64>) -> Self {
         Tensor { dtype, shape: shape.into(), data }
     }
@@ -69,15 +68,15 @@ pub enum Precision {
     /// Every result is rounded to its element type. Sums are accumulated in f64 and rounded once.
     #[default]
     Rounded,
-    /// As `Rounded`, but f32 values keep f64: an oracle for what f32 arithmetic approximates.
+    /// Like `Rounded`, but f32 values are kept in f64. This is the oracle for what f32 arithmetic approximates.
     Exact,
-    /// Every floating-point value keeps f64: two programs that compute the same real numbers agree, wherever they
-    /// round.
+    /// Every floating-point value is kept in f64. Two programs that compute the same real numbers then agree, even if
+    /// they round in different places.
     Real,
 }
 
 impl Precision {
-    /// A value as the element type holds it under this precision.
+    /// A value as an element of the type holds it under this precision.
     pub fn round(self, dtype: DType, x: f64) -> f64 {
         let keeps = match self {
             Precision::Rounded => false,
@@ -88,7 +87,7 @@ impl Precision {
     }
 }
 
-/// How to interpret.
+/// Options of the interpreter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Options {
     /// How results are rounded.
@@ -124,21 +123,21 @@ pub enum InterpretError {
     WrongInput {
         /// Its name.
         name: String,
-        /// What the graph declares.
+        /// The type that the graph declares.
         expected: String,
-        /// What was given.
+        /// The type that was given.
         found: String,
     },
-    /// An operation cannot be executed on what its operands are.
+    /// An operation cannot be executed on its operands.
     #[error("node {node} ({op}) on rank {rank}: {fault}")]
     Node {
-        /// Index of the node.
+        /// The index of the node.
         node: usize,
-        /// Mnemonic.
+        /// The mnemonic of the operation.
         op: String,
         /// The rank.
         rank: usize,
-        /// What is wrong.
+        /// The fault.
         fault: Fault,
     },
     /// Two ranks hold different values of one element of an output.
@@ -150,24 +149,24 @@ pub enum InterpretError {
         output: OutputKind,
         /// The global index in the output's type.
         index: Vec<usize>,
-        /// What an earlier rank holds.
+        /// The element that an earlier rank holds.
         expected: f64,
-        /// What this rank holds.
+        /// The element that this rank holds.
         found: f64,
         /// The rank.
         rank: usize,
     },
 }
 
-/// What is wrong with one operation.
+/// A fault of a single operation.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Fault {
     /// Too few or too many operands.
     #[error("takes {expected} operands, not {found}")]
     Operands {
-        /// How many it takes.
+        /// The number of operands that the operation takes.
         expected: usize,
-        /// How many it has.
+        /// The number of operands that the node has.
         found: usize,
     },
     /// Local shapes do not fit the subscripts.
@@ -178,15 +177,15 @@ pub enum Fault {
         /// Local shapes of the operands and the result.
         shapes: Vec<Vec<usize>>,
     },
-    /// The result's type gives this rank another local shape than the operation does.
-    #[error("gives the local shape {found:?}, but the result's type says {expected:?}")]
+    /// The local shape that the operation computes is not the one that the type of the result assigns to this rank.
+    #[error("has a result of local shape {found:?}, but its type requires {expected:?}")]
     Shape {
-        /// From the type.
+        /// The shape according to the type.
         expected: Vec<usize>,
-        /// From the operands.
+        /// The shape according to the operands.
         found: Vec<usize>,
     },
-    /// A dimension that must lie whole on every rank is sharded.
+    /// A dimension that every rank must hold whole is sharded.
     #[error("dimension {dim} is cut, prefixed or sorted, so every rank must hold it whole")]
     NotWhole {
         /// The dimension.
@@ -195,7 +194,7 @@ pub enum Fault {
     /// An operand does not have the rank or size that the operation needs.
     #[error("operand {operand} of local shape {shape:?} does not fit")]
     Operand {
-        /// Which operand.
+        /// The index of the operand.
         operand: usize,
         /// Its local shape.
         shape: Vec<usize>,
@@ -208,24 +207,24 @@ pub enum Fault {
         /// Their local shapes.
         shapes: Vec<Vec<usize>>,
     },
-    /// An operation of the wrong number of results.
+    /// A node with the wrong number of results.
     #[error("has {found} results, not {expected}")]
     Results {
-        /// How many it should have.
+        /// The number of types that the node should have.
         expected: usize,
-        /// How many types the node has.
+        /// The number of types that the node has.
         found: usize,
     },
-    /// An input reached the evaluator of operations.
-    #[error("an input is fed, not evaluated")]
+    /// An input reached [`evaluate`], which only executes other operations.
+    #[error("an input has no operation to evaluate")]
     Input,
 }
 
-/// The logical meaning: outputs in order, each in the shape that the model knows (its layout).
-/// Placement is ignored; redistributions change nothing.
+/// Computes the logical meaning: the outputs in order, each in the shape that the model knows (its layout). Placements
+/// are ignored, and redistributions change nothing.
 ///
 /// # Errors
-/// A graph that is not well formed, a missing or misshapen input, a partial input.
+/// The graph is not well formed, or an input is missing or has the wrong shape or element type.
 pub fn interpret(
     graph: &Graph,
     inputs: &HashMap<InputId, Tensor>,
@@ -234,12 +233,12 @@ pub fn interpret(
     run(graph, inputs, options, World { mesh: None })
 }
 
-/// The placed meaning: executes the programs of all ranks of the mesh in lockstep on slices of the
-/// global inputs. At the outputs the terms of partials are combined, replicas are compared exactly,
-/// and the boxes are assembled to whole tensors in the shape that the model knows.
+/// Computes the placed meaning: executes the graph on all ranks of the mesh together, each on its boxes of the global
+/// inputs. At the outputs, the terms of partial values are combined, replicas are compared exactly, and the boxes are
+/// assembled to whole tensors in the shape that the model knows.
 ///
 /// # Errors
-/// As [`interpret`]; also local shapes that contradict the types, and replicas that differ.
+/// Those of [`interpret`]. In addition, local shapes contradict the types, or replicas differ.
 pub fn simulate(
     graph: &Graph,
     inputs: &HashMap<InputId, Tensor>,
@@ -268,7 +267,7 @@ impl World<'_> {
     }
 }
 
-/// Where the tensors of one rank lie in the global ones: a box per operand and per result.
+/// The boxes of the global tensors that one rank holds: one per operand and per result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Site {
     /// The boxes of the operands.
@@ -277,10 +276,10 @@ pub struct Site {
     pub results: Vec<Vec<Chunk>>,
 }
 
-/// A local tensor per rank. Equal tensors may be shared.
+/// A local tensor per rank. Ranks may share equal tensors.
 type Ranks = Vec<Rc<Tensor>>;
 
-/// What one rank computed, for the ranks that would compute the same.
+/// Results that one rank computed, kept for other ranks that would compute the same.
 struct Done {
     operands: Vec<Rc<Tensor>>,
     site: Site,
@@ -320,7 +319,7 @@ fn run(
         .collect()
 }
 
-/// The last node that uses each value; values that leave the program are not listed.
+/// The last node that uses each value. Outputs of the program are not listed.
 fn last_uses(graph: &Graph) -> HashMap<Value, NodeIndex> {
     let mut last: HashMap<Value, NodeIndex> =
         graph.nodes().flat_map(|n| graph.operands(n).into_iter().map(move |v| (v, n))).collect();
@@ -330,7 +329,7 @@ fn last_uses(graph: &Graph) -> HashMap<Value, NodeIndex> {
     last
 }
 
-/// Executes one node on all ranks: per result the local tensors.
+/// Executes one node on all ranks. Returns the local tensors of each result.
 fn step(
     graph: &Graph,
     index: NodeIndex,
@@ -358,7 +357,7 @@ fn step(
         }
         return Ok(vec![moved]);
     }
-    // Ranks that hold the very same tensors at the same place compute the same: done once.
+    // Ranks that share their operands and hold the same boxes compute the same results, so these are computed once.
     let mut done: Vec<Done> = Vec::new();
     let mut results: Vec<Ranks> = vec![Vec::new(); node.types.len()];
     let held: Vec<&Ranks> = operands.iter().map(|v| &values[v]).collect();
@@ -384,7 +383,7 @@ fn step(
     Ok(results)
 }
 
-/// Every rank's box of a global input.
+/// The boxes of a global input that the ranks hold.
 fn feed(
     id: &InputId,
     layout: &[usize],
@@ -419,7 +418,7 @@ fn count(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
 }
 
-/// The whole value of an output.
+/// Assembles an output from the local tensors of all ranks.
 fn assemble(
     ty: &Type,
     ranks: &Ranks,
@@ -468,10 +467,10 @@ fn assemble(
     Ok(Tensor { dtype: ty.dtype, shape: ty.shape.clone(), data })
 }
 
-/// Executes a redistribution: from one local tensor per rank to one local tensor per rank.
+/// Executes a redistribution on one local tensor per rank.
 ///
 /// # Errors
-/// The rank and the fault, when the pieces of a group do not fit together.
+/// The pieces of a group do not fit together: the rank and the fault.
 pub fn redistribute(
     op: &Op,
     mesh: &Mesh,
@@ -490,8 +489,8 @@ pub fn redistribute(
         let at = |fault: Fault| (rank, fault);
         let outside = |dim: usize| if dim < own.shape.len() { Ok(()) } else { Err(at(misfit(0, own))) };
         let own_chunk = |n: usize, axes: &[AxisId]| chunk(n, axes, mesh, &coords);
-        // What all members of a group receive alike is made once, for the group's first rank.
-        let mut alike =
+        // A tensor that all members of a group receive is computed once and stored under the first rank of the group.
+        let mut once =
             |group: &[usize], make: &dyn Fn() -> Result<Tensor, Fault>| -> Result<Rc<Tensor>, (usize, Fault)> {
                 if let Some(t) = shared.get(&group[0]) {
                     return Ok(Rc::clone(t));
@@ -503,17 +502,17 @@ pub fn redistribute(
         moved.push(match op {
             Op::AllReduce { op, axes } => {
                 let (group, pieces) = group_of(&axes.iter().collect::<Vec<_>>());
-                alike(&group, &|| combine(*op, &group, &pieces, options))?
+                once(&group, &|| combine(*op, &group, &pieces, options))?
             }
             Op::AllGather { dim, axes } => {
                 outside(*dim)?;
                 let (group, pieces) = group_of(axes);
-                alike(&group, &|| join(*dim, &pieces).ok_or_else(|| apart(&group, &pieces)))?
+                once(&group, &|| join(*dim, &pieces).ok_or_else(|| mismatched(&group, &pieces)))?
             }
             Op::ReduceScatter { op, dim, axes } => {
                 outside(*dim)?;
                 let (group, pieces) = group_of(axes);
-                let sum = alike(&group, &|| combine(*op, &group, &pieces, options))?;
+                let sum = once(&group, &|| combine(*op, &group, &pieces, options))?;
                 Rc::new(cut_dim(&sum, *dim, own_chunk(sum.shape[*dim], axes)))
             }
             Op::AllToAll { from, to, axes } => {
@@ -521,12 +520,12 @@ pub fn redistribute(
                 outside(*to)?;
                 let (group, pieces) = group_of(axes);
                 if pieces.iter().any(|p| p.shape.len() != own.shape.len() || p.shape[*to] != own.shape[*to]) {
-                    return Err(at(apart(&group, &pieces)));
+                    return Err(at(mismatched(&group, &pieces)));
                 }
                 let mine = own_chunk(own.shape[*to], axes);
                 let arrived: Vec<Tensor> = pieces.iter().map(|p| cut_dim(p, *to, mine)).collect();
                 let joined = join(*from, &arrived.iter().collect::<Vec<_>>());
-                Rc::new(joined.ok_or_else(|| at(apart(&group, &pieces)))?)
+                Rc::new(joined.ok_or_else(|| at(mismatched(&group, &pieces)))?)
             }
             Op::ShardSlice { dim, axes } => {
                 outside(*dim)?;
@@ -546,13 +545,13 @@ pub fn redistribute(
     Ok(moved)
 }
 
-/// The terms of a group combined in group order.
+/// Combines the terms of a group, in the order of its ranks.
 fn combine(op: ReduceOp, group: &[usize], pieces: &[&Tensor], options: &Options) -> Result<Tensor, Fault> {
     let Some((first, rest)) = pieces.split_first() else {
-        return Err(apart(group, pieces));
+        return Err(mismatched(group, pieces));
     };
     if rest.iter().any(|p| p.shape != first.shape) {
-        return Err(apart(group, pieces));
+        return Err(mismatched(group, pieces));
     }
     let mut out = (*first).clone();
     for piece in rest {
@@ -562,7 +561,8 @@ fn combine(op: ReduceOp, group: &[usize], pieces: &[&Tensor], options: &Options)
     Ok(out)
 }
 
-fn apart(group: &[usize], pieces: &[&Tensor]) -> Fault {
+/// The fault of a group whose pieces do not fit together.
+fn mismatched(group: &[usize], pieces: &[&Tensor]) -> Fault {
     Fault::Group { group: group.to_vec(), shapes: pieces.iter().map(|p| p.shape.clone()).collect() }
 }
 
@@ -581,14 +581,14 @@ fn expect_shape(expected: &[usize], found: &[usize]) -> Result<(), Fault> {
     Err(Fault::Shape { expected: expected.to_vec(), found: found.to_vec() })
 }
 
-/// Executes one operation on local tensors. Redistributions return their operand: on one rank that
-/// holds everything they change nothing, and [`redistribute`] executes them on a mesh.
+/// Executes one operation on local tensors. Redistributions return their operand, which is correct for a single rank
+/// that holds everything; on a mesh, [`redistribute`] executes them.
 ///
-/// `site` says where the local tensors lie in the global ones; an operation whose result depends on
-/// the index (iota, random, take, scatter-add) reads its offsets there.
+/// `site` has the boxes of the local tensors. Operations that depend on global indices (iota, random, take,
+/// scatter-add, put) take their offsets from it.
 ///
 /// # Errors
-/// Local shapes that do not fit the operation or the result's type.
+/// Local shapes do not fit the operation or the type of the result.
 pub fn evaluate(
     node: &Node,
     types: &[&Type],
@@ -765,8 +765,8 @@ pub fn evaluate(
 
 static EMPTY: Tensor = Tensor { dtype: DType::F32, shape: Vec::new(), data: Vec::new() };
 
-/// A global row number as a local one, if this rank holds the row. A row that no rank holds reads
-/// as zeros and ignores updates.
+/// The local number of a global row, if this rank holds the row. A row that no rank holds is read as zeros and ignores
+/// updates.
 fn local_row(index: f64, first: usize, count: usize) -> Option<usize> {
     let row = index - first as f64;
     (row >= 0.0 && row < count as f64).then_some(row as usize)
@@ -781,8 +781,8 @@ fn strides(shape: &[usize]) -> Vec<usize> {
     strides
 }
 
-/// Calls `f(offsets, n)` for every row (all dimensions but the last, in row-major order) of `shape`:
-/// the offset of the row's first element under each of the stride lists, and the row's length.
+/// Calls `f(offsets, n)` for every row of `shape`, in row-major order. A row runs along the last dimension; `offsets`
+/// has the offset of its first element under each of the stride lists, and `n` is its length.
 fn rows(shape: &[usize], stride_lists: &[&[usize]], mut f: impl FnMut(&[usize], usize)) {
     let mut offsets = vec![0; stride_lists.len()];
     if shape.contains(&0) {
@@ -811,15 +811,14 @@ fn rows(shape: &[usize], stride_lists: &[&[usize]], mut f: impl FnMut(&[usize], 
     }
 }
 
-/// For each of `letters` the stride that it has in an operand; 0 where the operand lacks it.
+/// The stride of each of `letters` in an operand; 0 if the operand lacks the letter.
 fn letter_strides(operand: &[Letter], shape: &[usize], letters: &[Letter]) -> Vec<usize> {
     let own = strides(shape);
     let stride = |l: &Letter| operand.iter().zip(&own).filter(|(o, _)| *o == l).map(|(_, s)| s).sum();
     letters.iter().map(stride).collect()
 }
 
-/// An operand's elements with the dimensions in the order of `letters`, repeated along those that it
-/// lacks.
+/// The elements of an operand with its dimensions in the order of `letters`, repeated along letters that it lacks.
 fn arranged<'a>(t: &'a Tensor, operand: &[Letter], letters: &[Letter], sizes: &[usize]) -> Cow<'a, [f64]> {
     if operand == letters {
         return Cow::Borrowed(&t.data);
@@ -836,7 +835,7 @@ fn arranged<'a>(t: &'a Tensor, operand: &[Letter], letters: &[Letter], sizes: &[
     Cow::Owned(out)
 }
 
-/// The size of every letter; checks that operands and result fit the subscripts.
+/// The size of every letter. Fails if the operands and the result do not fit the subscripts.
 fn letter_sizes(subs: &Subscripts, operands: &[&Tensor], result: &[usize]) -> Result<Vec<usize>, Fault> {
     let shapes: Vec<&[usize]> = operands.iter().map(|t| &t.shape[..]).collect();
     let distinct = |ls: &[Letter]| ls.iter().enumerate().all(|(i, l)| !ls[..i].contains(l));
@@ -860,7 +859,8 @@ fn map(
         let shapes = operands.iter().map(|t| t.shape.clone()).chain([shape.to_vec()]).collect();
         return Err(Fault::Subscripts { subs: subs.to_string(), shapes });
     }
-    // A cast rounds once, as every result does: under `Exact` a cast to f32 keeps f64.
+    // A cast is the identity here, because every result is rounded anyway. Under `Exact`, a cast to f32 therefore keeps
+    // f64.
     let f = if matches!(f, MapFn::Cast(_)) { MapFn::Identity } else { f };
     let from: Vec<Vec<usize>> =
         operands.iter().zip(&subs.operands).map(|(t, ls)| letter_strides(ls, &t.shape, &subs.result)).collect();
@@ -883,8 +883,8 @@ fn einsum(subs: &Subscripts, operands: &[&Tensor], shape: &[usize]) -> Result<Ve
     let sizes = letter_sizes(subs, operands, shape)?;
     let summed = subs.contracted();
     let depth: usize = summed.iter().map(|&l| sizes[l as usize]).product();
-    // Both operands with the summed letters innermost, so that every result is a dot product of
-    // two contiguous rows.
+    // Both operands are arranged with the summed letters innermost, so that every element of the result is a dot
+    // product of two contiguous rows.
     let packed = |i: usize| {
         let kept: Vec<Letter> = subs.result.iter().copied().filter(|l| subs.operands[i].contains(l)).collect();
         let data = arranged(operands[i], &subs.operands[i], &[&kept[..], &summed].concat(), &sizes);
@@ -920,7 +920,7 @@ fn reduce(op: ReduceOp, subs: &Subscripts, operands: &[&Tensor], shape: &[usize]
     Ok(data.chunks(depth).map(|row| row.iter().fold(op.identity(), |a, &b| op.combine(a, b))).collect())
 }
 
-/// A tensor whose index `i` along `dim` (of `n`) is what `source(i)` names, or `fill`.
+/// The tensor with size `n` along `dim` whose slice `i` is slice `source(i)` of `t`, or `fill` where that is `None`.
 fn pick(t: &Tensor, dim: usize, n: usize, source: impl Fn(usize) -> Option<usize>, fill: f64) -> Tensor {
     let inner: usize = t.shape[dim + 1..].iter().product();
     let outer: usize = t.shape[..dim].iter().product();
@@ -941,7 +941,7 @@ fn pick(t: &Tensor, dim: usize, n: usize, source: impl Fn(usize) -> Option<usize
     Tensor { dtype: t.dtype, shape, data }
 }
 
-/// One chunk of a dimension.
+/// The part of a tensor in a chunk of one dimension.
 fn cut_dim(t: &Tensor, dim: usize, c: Chunk) -> Tensor {
     if c.len == t.shape[dim] {
         return t.clone();
@@ -949,13 +949,13 @@ fn cut_dim(t: &Tensor, dim: usize, c: Chunk) -> Tensor {
     pick(t, dim, c.len, |i| Some(c.offset + i), 0.0)
 }
 
-/// Tensors one after the other along `dim`. `None` if their other dimensions differ.
+/// Concatenates tensors along `dim`. `None` if their other dimensions differ.
 fn join(dim: usize, pieces: &[&Tensor]) -> Option<Tensor> {
     let first = pieces.first()?;
-    let alike = |p: &&Tensor| {
+    let fits = |p: &&Tensor| {
         p.shape.len() == first.shape.len() && (0..p.shape.len()).all(|d| d == dim || p.shape[d] == first.shape[d])
     };
-    if dim >= first.shape.len() || !pieces.iter().all(alike) {
+    if dim >= first.shape.len() || !pieces.iter().all(fits) {
         return None;
     }
     let mut shape = first.shape.clone();
@@ -972,7 +972,7 @@ fn join(dim: usize, pieces: &[&Tensor]) -> Option<Tensor> {
     Some(Tensor { dtype: first.dtype, shape, data })
 }
 
-/// Checks that rows are whole and that a top-k result fits them.
+/// Checks that the rank holds whole rows, and that the result of a top-k fits them.
 fn whole_rows(t: &Tensor, from: &Type, shape: &[usize], to: &Type, last: usize) -> Result<(), Fault> {
     let fits = shape.len() == t.shape.len() && shape[..last] == t.shape[..last] && shape[last] <= t.shape[last];
     if t.shape[last] != from.shape[last] || shape.get(last) != to.shape.get(last) {
@@ -981,8 +981,8 @@ fn whole_rows(t: &Tensor, from: &Type, shape: &[usize], to: &Type, last: usize) 
     if fits { Ok(()) } else { Err(misfit(0, t)) }
 }
 
-/// The largest of every row, descending, and their indices; of equals the first comes first, and
-/// NaN counts as larger than every number.
+/// The largest elements of every row in descending order, and their indices. Of equal elements the first comes first,
+/// and NaN counts as larger than every number.
 fn top_k(t: &Tensor, shape: &[usize], dtypes: [DType; 2]) -> Vec<Tensor> {
     let (k, n) = (shape[shape.len() - 1], t.shape[shape.len() - 1]);
     let (mut values, mut indices) = (Vec::new(), Vec::new());

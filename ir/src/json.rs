@@ -1,4 +1,4 @@
-//! The JSON form: the same graph as the text form, node by node, for tools.
+//! The JSON form of a graph, for tools. It has the same content as the text form, node by node.
 //!
 //! ```json
 //! {"mesh": [{"name": "tp", "size": 2}],
@@ -10,9 +10,9 @@
 //!  "outputs": [{"kind": "loss", "value": [1, 0], "layout": [4]}]}
 //! ```
 //!
-//! Values are `[node, result]`. Scalars are strings as in the text form (`"0.5"`, `"3"`, `"true"`),
-//! since JSON numbers know neither infinity nor the difference of 1 and 1.0. Unlike the text form,
-//! constants keep their place among the nodes and their provenance.
+//! Values are `[node, result]`. Scalars are strings as in the text form (`"0.5"`, `"3"`, `"true"`), since JSON numbers
+//! can express neither infinity nor the difference between 1 and 1.0. Unlike in the text form, constants keep their
+//! position among the nodes and their provenance.
 
 use crate::DType;
 use crate::graph::{Boundary, Graph, Node, Origin, Output, OutputKind, Phase, Region, Value};
@@ -34,12 +34,12 @@ pub enum JsonError {
     /// The text is not JSON.
     #[error("not JSON: {0}")]
     Syntax(String),
-    /// A field is missing or of another kind.
+    /// A field is missing or has the wrong kind.
     #[error("at {path}: expected {expected}")]
     Field {
-        /// Where, `nodes[3].types[0].dtype` for example.
+        /// The path of the field, for example `nodes[3].types[0].dtype`.
         path: String,
-        /// What should be there.
+        /// The value that should be there.
         expected: String,
     },
 }
@@ -49,10 +49,10 @@ pub fn print(graph: &Graph) -> String {
     format!("{:#}\n", to_json(graph))
 }
 
-/// Reads what [`print()`] writes.
+/// Parses the text that [`print()`] writes.
 ///
 /// # Errors
-/// A text that is not JSON, or the first field that is not as [`to_json`] makes it.
+/// The text is not JSON, or a field is not as [`to_json`] writes it; the first such field is reported.
 pub fn parse(text: &str) -> Result<Graph, JsonError> {
     from_json(&unique::parse(text).map_err(|e| JsonError::Syntax(e.to_string()))?)
 }
@@ -186,7 +186,7 @@ fn node_json(node: &Node, operands: &[Value], mesh: &Mesh) -> Json {
 
 type Read<T> = Result<T, JsonError>;
 
-/// A JSON value and the way to it.
+/// A JSON value and its path.
 #[derive(Clone)]
 struct At<'a> {
     json: &'a Json,
@@ -248,7 +248,7 @@ impl<'a> At<'a> {
         self.named("sum, max, min or prod", ReduceOp::from_name)
     }
 
-    /// A list of at most so many items.
+    /// Fails if the value is a list of more than `most` items.
     fn at_most(&self, most: usize, what: &str) -> Read<()> {
         let items = self.json.as_array().map_or(0, Vec::len);
         if items > most { self.error(&format!("at most {most} {what}")) } else { Ok(()) }
@@ -261,7 +261,7 @@ impl<'a> At<'a> {
     }
 
     fn axes(&self, mesh: &Mesh) -> Read<Vec<AxisId>> {
-        self.at_most(mesh.axes().len(), "axes, those of the mesh")?;
+        self.at_most(mesh.axes().len(), "axes, as many as the mesh has")?;
         self.list(|a| a.named("an axis of the mesh", |n| mesh.axis(n)))
     }
 
@@ -356,10 +356,10 @@ impl<'a> At<'a> {
     }
 }
 
-/// Reads what [`to_json`] makes.
+/// Reads a graph from the value that [`to_json`] writes.
 ///
 /// # Errors
-/// The first field that is missing or of another kind.
+/// The first field that is missing or has the wrong kind.
 pub fn from_json(json: &Json) -> Result<Graph, JsonError> {
     let top = At { json, path: String::new() };
     let axes = top.field("mesh")?;

@@ -1,25 +1,24 @@
-//! The intermediate representation of tpc: one dataflow graph whose every value has a home on a
-//! device mesh.
+//! The intermediate representation of tpc: a dataflow graph in which every value has a placement on a device mesh.
 //!
 //! | question | file |
 //! |---|---|
 //! | which element types exist | [`dtype`] |
-//! | what a mesh is, and a part of an axis | [`mesh`] |
-//! | how a value lies on the mesh, what each rank holds | [`sharding`] |
+//! | what a mesh is, and how an axis is split in two | [`mesh`] |
+//! | how a value is placed on the mesh, which box of it a rank holds | [`sharding`] |
 //! | what `"ab,bc->ac"` means | [`subscripts`] |
-//! | which operations exist, and the shape of their results | [`op`] |
-//! | where something is in the module tree; which input of a program is which | [`path`], [`input`] |
+//! | which operations exist | [`op`] |
+//! | module paths; how an input of a program is identified | [`path`], [`input`] |
 //! | how operations form a program | [`graph`] |
-//! | why an operation is there | [`reason`] |
+//! | why an operation exists | [`reason`] |
 //! | how a graph is printed and parsed | [`text`], [`parse`], [`json`] |
-//! | what repeats in a program, how it gets longer or shorter | [`block`], [`fold`] |
-//! | what makes a graph well formed; whether its bytes can be counted | [`verify`], [`size`] |
+//! | which parts of a program repeat; making it longer or shorter | [`block`], [`fold`] |
+//! | what makes a graph well formed; whether its sizes fit into integers | [`verify`], [`size`] |
 //! | what a graph means | [`interpret`] |
 //! | how a user's text is shown in a message | [`quote`] |
-//! | JSON whose keys stand once | [`unique`] |
-//! | which random numbers an element is made of | [`random`] |
-//! | what a rank executes; attention in it | [`program`], [`attention`] |
-//! | the instructions of its loops; where its values lie | [`instruction`], [`memory`] |
+//! | JSON without repeated keys | [`unique`] |
+//! | which random number an element gets | [`random`] |
+//! | what a rank executes; attention as one action | [`program`], [`attention`] |
+//! | the instructions of loops; buffers and views | [`instruction`], [`memory`] |
 //! | what rank programs mean | [`execute`] |
 #![doc = ""]
 #![doc = include_str!("../LAWS.md")]

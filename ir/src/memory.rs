@@ -1,14 +1,14 @@
-//! Where a rank's values lie: buffers of its arena, and views of them.
+//! The memory of a rank: buffers in its arena, and views of them.
 
 use crate::DType;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Index into [`RankProgram::buffers`](crate::program::RankProgram::buffers).
+/// The index of a buffer in [`RankProgram::buffers`](crate::program::RankProgram::buffers).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BufferId(pub u32);
 
-/// A piece of the arena. Buffers whose lives do not overlap may share bytes.
+/// A range of bytes of the arena. Buffers whose lifetimes do not overlap may share bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Buffer {
     /// First byte in the arena; a multiple of [`ALIGNMENT`].
@@ -17,7 +17,7 @@ pub struct Buffer {
     pub bytes: usize,
     /// Whether the buffer keeps its contents between steps (parameters, state, constants).
     pub persistent: bool,
-    /// What it holds, for reading plans.
+    /// A description of the contents, for people who read the program.
     pub label: Arc<str>,
 }
 
@@ -35,7 +35,7 @@ pub struct View {
     pub dtype: DType,
     /// Local shape, in elements.
     pub shape: Vec<usize>,
-    /// Distance between neighbours in each dimension, in elements; 0 repeats.
+    /// The distance between neighbors in each dimension, in elements; 0 repeats one element.
     pub strides: Vec<isize>,
 }
 
@@ -64,8 +64,8 @@ impl View {
     }
 }
 
-/// Row-major strides of a shape. Every stride is at least 1, also where the shape has no elements, because a stride of 0 means that a
-/// dimension is absent.
+/// The row-major strides of a shape. Every stride is at least 1, even if the shape has no elements, because a stride of
+/// 0 means that the dimension is absent.
 pub fn dense_strides(shape: &[usize]) -> Vec<isize> {
     let mut strides = vec![1; shape.len()];
     for i in (1..shape.len()).rev() {

@@ -4,7 +4,7 @@ use crate::quote::cut;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Index of an axis of a [`Mesh`], in the mesh's order.
+/// The index of an axis of a [`Mesh`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AxisId(pub u8);
 
@@ -66,26 +66,26 @@ impl FromIterator<AxisId> for AxisSet {
     }
 }
 
-/// One axis of a mesh: one that the user named, or a part of one that the compiler split.
+/// One axis of a mesh: an axis that the user named, or a part of one that the compiler split.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MeshAxis {
-    /// How the axis is printed. A part carries the name of the axis that was split and the split:
-    /// `tp:2` is the major part (2 groups), `tp:/2` the minor part inside each of those groups.
+    /// How the axis is printed. The name of a part is that of the axis that was split, followed by the split: `tp:2` is
+    /// the major part (2 groups), `tp:/2` the minor part inside each of those groups.
     pub name: String,
-    /// Number of coordinates.
+    /// The number of coordinates.
     pub size: usize,
-    /// The name that the user gave.
+    /// The name that the user gave the whole axis.
     of: String,
-    /// Which part of that axis this is, from the first split to the last; empty for the whole axis.
+    /// The part of that axis that this is, from the first split to the last; empty for the whole axis.
     splits: Vec<Split>,
 }
 
-/// One side of an axis that was split into a number of groups.
+/// One part of an axis that was split into a number of groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 enum Split {
-    /// Which group.
+    /// The part that counts the groups.
     Major(usize),
-    /// Where in its group.
+    /// The part that counts the ranks of each group.
     Minor(usize),
 }
 
@@ -102,7 +102,7 @@ impl MeshAxis {
     }
 
     /// The axis that is printed as `label`; `None` if no axis is printed that way.
-    fn labelled(label: &str, size: usize) -> Option<Self> {
+    fn labeled(label: &str, size: usize) -> Option<Self> {
         let (of, splits) = label.split_once(':').map_or((label, None), |(of, splits)| (of, Some(splits)));
         let split = |text: &str| match text.strip_prefix('/') {
             Some(groups) => groups.parse().ok().map(Split::Minor),
@@ -110,14 +110,14 @@ impl MeshAxis {
         };
         let splits = splits.map_or(Some(Vec::new()), |splits| splits.split(':').map(split).collect())?;
         let axis = MeshAxis::of(of.into(), splits, size);
-        // `tp:02` is another text than the one that is printed.
+        // A text that is not printed for any axis, for example `tp:02`, is not accepted.
         (is_name(of) && axis.name == label).then_some(axis)
     }
 }
 
-/// Whether a text may name an axis: ASCII letters, digits, `_` and `-`, of which the first is a letter or `_`, at most
-/// [`LONGEST_NAME`] of them. Everything else is left to what surrounds a name: `:` and `/` to parts of axes, digits to
-/// positions, `-` to options of the command.
+/// Whether a text may name an axis. A name consists of at most [`LONGEST_NAME`] ASCII letters, digits, `_` and `-`, and
+/// begins with a letter or `_`. Other characters have a meaning next to a name: `:` and `/` mark parts of axes. A name
+/// does not begin with a digit or `-`, so that it differs from a position and from an option of the command.
 pub fn is_name(text: &str) -> bool {
     let legal = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
@@ -125,7 +125,7 @@ pub fn is_name(text: &str) -> bool {
         && text.chars().all(legal)
 }
 
-/// Most characters of an axis's name.
+/// The greatest number of characters in the name of an axis.
 pub const LONGEST_NAME: usize = 64;
 
 /// An ordered list of named axes. Rank numbers are row-major: the last axis is the fastest.
@@ -134,13 +134,13 @@ pub struct Mesh {
     axes: Vec<MeshAxis>,
 }
 
-/// Most ranks of a mesh.
+/// The greatest number of ranks of a mesh.
 pub const MAX_RANKS: usize = 1 << 16;
 
-/// Most axes of a mesh: an [`AxisSet`] is one word.
+/// The greatest number of axes of a mesh. An [`AxisSet`] has one bit for each.
 pub const MAX_AXES: usize = 32;
 
-/// Why a mesh could not be made.
+/// Why a mesh could not be created.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum MeshError {
     /// The text is not a list of `name=size`.
@@ -153,7 +153,7 @@ pub enum MeshError {
         LONGEST_NAME
     )]
     Name(String),
-    /// A part of an axis, in the text of a program, without the parts that make up the axis with it.
+    /// The text of a program has a part of an axis without the other parts of that axis.
     #[error(
         "mesh axis `{}` is a part of an axis, and the axes around it are not the other parts: `tp=4` in two groups is `tp:2=2, tp:/2=2`",
         cut(.0)
@@ -165,15 +165,15 @@ pub enum MeshError {
     /// An axis has no ranks.
     #[error("mesh axis `{}` has size 0: an axis holds at least one rank", cut(.0))]
     Empty(String),
-    /// More ranks than supported; `usize::MAX` stands for any larger number too.
+    /// More ranks than are supported. `usize::MAX` also stands for any larger number.
     #[error("mesh has {} ranks, more than {}, the most that a program is planned for", count(*.0), .1)]
     TooLarge(usize, usize),
-    /// More axes than an [`AxisSet`] holds.
+    /// More axes than an [`AxisSet`] can hold.
     #[error("mesh has {0} axes, more than {1}")]
     TooMany(usize, usize),
 }
 
-/// A number of ranks, which saturates.
+/// A number of ranks as text. The number saturates.
 fn count(ranks: usize) -> String {
     if ranks == usize::MAX { format!("at least {ranks}") } else { ranks.to_string() }
 }
@@ -184,10 +184,10 @@ impl Mesh {
         Mesh::default()
     }
 
-    /// A mesh of named axes; [`is_name`] says what may name one. Parts of axes are made by [`Mesh::split`] only.
+    /// A mesh of named axes. [`is_name`] decides which names are allowed; only [`Mesh::split`] makes parts of axes.
     ///
     /// # Errors
-    /// A text that cannot name an axis, a repeated name, an axis of size 0, too many ranks or axes.
+    /// A text cannot name an axis, a name is repeated, an axis has size 0, or there are too many ranks or axes.
     pub fn new<N: Into<String>>(axes: impl IntoIterator<Item = (N, usize)>) -> Result<Self, MeshError> {
         let named = |(name, size): (N, usize)| {
             let name = name.into();
@@ -199,12 +199,12 @@ impl Mesh {
     /// The mesh that the text of a program declares, whose axes may be parts that [`Mesh::split`] made.
     ///
     /// # Errors
-    /// As [`Mesh::new`]; parts that do not make up an axis.
+    /// Those of [`Mesh::new`]; also, parts do not make up an axis.
     pub(crate) fn declared<N: AsRef<str>>(axes: impl IntoIterator<Item = (N, usize)>) -> Result<Self, MeshError> {
-        let labelled = |(name, size): (N, usize)| {
-            MeshAxis::labelled(name.as_ref(), size).ok_or_else(|| MeshError::Name(name.as_ref().into()))
+        let labeled = |(name, size): (N, usize)| {
+            MeshAxis::labeled(name.as_ref(), size).ok_or_else(|| MeshError::Name(name.as_ref().into()))
         };
-        let mesh = Mesh::of(axes.into_iter().map(labelled))?;
+        let mesh = Mesh::of(axes.into_iter().map(labeled))?;
         mesh.check_parts()?;
         Ok(mesh)
     }
@@ -232,7 +232,7 @@ impl Mesh {
         Ok(mesh)
     }
 
-    /// Puts parts together to the axes that were split: what is left must be whole axes of different names.
+    /// Joins the parts to the axes that were split. The result must consist of whole axes with different names.
     fn check_parts(&self) -> Result<(), MeshError> {
         let mut whole: Vec<(MeshAxis, &str)> = Vec::new();
         for axis in &self.axes {
@@ -264,7 +264,7 @@ impl Mesh {
     /// Reads `tp=2` or `dp=2,tp=4`.
     ///
     /// # Errors
-    /// Anything else, or what [`Mesh::new`] refuses.
+    /// The text has another form, or [`Mesh::new`] fails.
     pub fn parse(text: &str) -> Result<Self, MeshError> {
         let mut axes = Vec::new();
         for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
@@ -286,44 +286,44 @@ impl Mesh {
         (0..self.axes.len() as u8).map(AxisId)
     }
 
-    /// The axis of that name.
+    /// The axis with a name, if there is one.
     pub fn axis(&self, name: &str) -> Option<AxisId> {
         self.axes.iter().position(|a| a.name == name).map(|i| AxisId(i as u8))
     }
 
     /// The axes that are `name` itself or parts of it, major to minor.
     pub fn parts(&self, name: &str) -> Vec<AxisId> {
-        let Some(whole) = MeshAxis::labelled(name, 1) else { return Vec::new() };
+        let Some(whole) = MeshAxis::labeled(name, 1) else { return Vec::new() };
         let within = |a: &MeshAxis| a.of == whole.of && a.splits.starts_with(&whole.splits);
         self.axis_ids().filter(|a| within(&self.axes[a.0 as usize])).collect()
     }
 
-    /// Name of an axis; `?` of one that the mesh lacks.
+    /// The name of an axis; `?` if the mesh lacks it.
     pub fn name(&self, axis: AxisId) -> &str {
         self.axes.get(axis.0 as usize).map_or("?", |a| &a.name)
     }
 
-    /// The name that the user gave an axis, or the axis that it is a part of; `?` for one that the mesh lacks.
+    /// The name that the user gave to the axis or to the axis of which it is a part; `?` if the mesh lacks it.
     pub fn user_name(&self, axis: AxisId) -> &str {
         self.axes.get(axis.0 as usize).map_or("?", |a| &a.of)
     }
 
-    /// Number of coordinates of an axis.
+    /// The number of coordinates of an axis.
     pub fn size(&self, axis: AxisId) -> usize {
         self.axes[axis.0 as usize].size
     }
 
-    /// Number of ranks in a group that differs in `axes`.
+    /// The number of ranks in a group whose members differ only in `axes`.
     pub fn group_size(&self, axes: AxisSet) -> usize {
         axes.iter().map(|a| self.size(a)).product()
     }
 
-    /// Number of ranks of the whole mesh.
+    /// The number of ranks of the whole mesh.
     pub fn ranks(&self) -> usize {
         self.axes.iter().map(|a| a.size).product()
     }
 
-    /// Coordinates of a rank, one per axis.
+    /// The coordinates of a rank, one per axis.
     pub fn coords(&self, rank: usize) -> Vec<usize> {
         let mut rest = rank;
         let mut coords = vec![0; self.axes.len()];
@@ -334,7 +334,7 @@ impl Mesh {
         coords
     }
 
-    /// The rank at these coordinates.
+    /// The rank at some coordinates.
     pub fn rank(&self, coords: &[usize]) -> usize {
         self.axes.iter().zip(coords).fold(0, |r, (a, &c)| r * a.size + c)
     }
@@ -356,8 +356,8 @@ impl Mesh {
             .collect()
     }
 
-    /// This mesh with `axis` split into a major part of `major` coordinates and a minor part of the
-    /// rest. Rank numbers do not change. `None` if `major` does not divide the axis.
+    /// This mesh with `axis` split into a major part of `major` coordinates and a minor part. Ranks keep their numbers.
+    /// `None` if `major` does not divide the size of the axis.
     pub fn split(&self, axis: AxisId, major: usize) -> Option<Mesh> {
         let MeshAxis { of, splits, size, .. } = &self.axes[axis.0 as usize];
         if major == 0 || size % major != 0 {
@@ -407,7 +407,7 @@ mod tests {
         assert!(mesh.split(AxisId(0), 3).is_none());
     }
 
-    /// A name that reads like a part of another axis made that axis's shardings include it.
+    /// If a name looked like a part of another axis, [`Mesh::parts`] of that axis would include it.
     #[test]
     fn names_cannot_be_taken_for_anything_else() {
         for name in ["tp", "dp_2", "_", "node-local", "TP", &"x".repeat(LONGEST_NAME)] {
@@ -420,7 +420,7 @@ mod tests {
             assert_eq!(Mesh::new([("tp", 2), (name, 2)]), Err(MeshError::Name(name.into())), "{name:?}");
         }
         assert_eq!(Mesh::parse("tp=2,tp:x=2"), Err(MeshError::Name("tp:x".into())));
-        // An axis whose name begins like another's is no part of it.
+        // An axis whose name begins with the name of another axis is not a part of it.
         let mesh = Mesh::parse("tp=2,tp-x=2,tpx=2").unwrap();
         assert_eq!(mesh.parts("tp"), [AxisId(0)]);
         assert_eq!(mesh.parts("tp:"), []);

@@ -1,8 +1,8 @@
-//! Operations: few and primitive.
+//! The operations of a program: few and primitive.
 //!
-//! A softmax, a norm or an attention is not an operation: it is made of these, and found again when
-//! the kernels are fused. Elementwise operations, products and reductions carry
-//! [`Subscripts`], so a transpose or a broadcast costs nothing and has no rule of its own.
+//! A softmax, a norm or an attention is not an operation but consists of several. The pass that fuses kernels
+//! recognizes them. Elementwise operations, products and reductions carry [`Subscripts`], so a transpose or a broadcast
+//! costs nothing and has no rule of its own.
 
 use crate::DType;
 use crate::input::InputId;
@@ -11,13 +11,12 @@ use crate::subscripts::Subscripts;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A unit of the model: parameters that are gathered together where they are sharded over a data axis, and freed together
-/// (those of a module that is given to `torch.distributed.fsdp.fully_shard`). The number says nothing but which
-/// parameters belong together.
+/// A unit of the model: parameters that are gathered together if they are sharded over a data axis, and freed together,
+/// like those of a module that is passed to `torch.distributed.fsdp.fully_shard`. The number only identifies the unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UnitId(pub u32);
 
-/// A scalar constant; floats compare by their bits, so that operations can be hashed.
+/// A scalar constant. Floats compare by their bits, so that operations can be hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Scalar {
     /// A float, as the bits of an `f64`.
@@ -43,7 +42,7 @@ impl Scalar {
         }
     }
 
-    /// The scalar of this value in the kind that `dtype` wants.
+    /// The scalar with a value, of the kind that `dtype` needs.
     pub fn of(dtype: DType, x: f64) -> Self {
         match dtype {
             DType::Bool => Scalar::Bool(x != 0.0),
@@ -80,7 +79,7 @@ impl std::str::FromStr for Scalar {
 impl fmt::Display for Scalar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // Not all NaNs are equal as scalars: one that is not the canonical NaN shows its bits.
+            // Scalars compare by bits, so every NaN except the canonical one is printed with its bits.
             Scalar::Float(bits) if f64::from_bits(*bits).is_nan() && *bits != f64::NAN.to_bits() => {
                 write!(f, "NaN#{bits:016x}")
             }
@@ -115,12 +114,12 @@ impl ReduceOp {
         }
     }
 
-    /// The reduction of that name.
+    /// The reduction with a name, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
         ReduceOp::ALL.into_iter().find(|r| r.name() == name)
     }
 
-    /// The value that changes nothing: what an empty reduction gives.
+    /// The neutral element, which is also the result of an empty reduction.
     pub const fn identity(self) -> f64 {
         match self {
             ReduceOp::Sum => 0.0,
@@ -130,8 +129,8 @@ impl ReduceOp {
         }
     }
 
-    /// The identity as an element type holds it: its least value instead of −∞, false for the
-    /// maximum of truth values.
+    /// The neutral element as an element type holds it: for a maximum, the least value of an integer type instead of
+    /// −∞, and false for truth values.
     pub const fn identity_of(self, dtype: DType) -> f64 {
         let (least, greatest) = match dtype {
             DType::F64 | DType::F32 | DType::BF16 | DType::F16 => (f64::NEG_INFINITY, f64::INFINITY),
@@ -151,7 +150,7 @@ impl ReduceOp {
     pub fn combine(self, a: f64, b: f64) -> f64 {
         match self {
             ReduceOp::Sum => a + b,
-            // NaN must win, as it does in a single-device reduction.
+            // NaN must propagate, as it does in a reduction on a single device.
             ReduceOp::Max => {
                 if a.is_nan() || a > b {
                     a
@@ -179,7 +178,7 @@ macro_rules! map_fns {
         pub enum MapFn { $($variant),+, #[doc = "Conversion to another element type."] Cast(DType) }
 
         impl MapFn {
-            /// Every function except the casts.
+            /// Every function except casts.
             pub const ALL: &'static [MapFn] = &[$(MapFn::$variant),+];
 
             /// The name used in the text form; a cast is `cast.bf16` there.
@@ -206,7 +205,7 @@ map_fns! {
 }
 
 impl MapFn {
-    /// The function of that name.
+    /// The function with a name, if there is one.
     pub fn from_name(name: &str) -> Option<MapFn> {
         if let Some(d) = name.strip_prefix("cast.") {
             return DType::from_name(d).map(MapFn::Cast);
@@ -214,7 +213,7 @@ impl MapFn {
         MapFn::ALL.iter().copied().find(|f| f.name() == name)
     }
 
-    /// Element type of the result, from the operands' types.
+    /// The element type of the result, given those of the operands.
     pub fn result_dtype(self, operands: &[DType]) -> DType {
         match self {
             MapFn::Cast(d) => d,
@@ -225,11 +224,11 @@ impl MapFn {
         }
     }
 
-    /// The sets of operands in which the function is *jointly* linear: a term of a sum may pass
-    /// through exactly those, all other operands being the same on every rank.
+    /// The sets of operands in which the function is *jointly* linear. The terms of a partial sum pass through the
+    /// function exactly if they are the operands of one such set and every other operand is the same on every rank.
     pub fn linear(self) -> &'static [&'static [usize]] {
         match self {
-            MapFn::Add => &[&[]], // all operands jointly; see `is_jointly_linear_in_all`
+            MapFn::Add => &[&[]], // All operands jointly, whose number varies: see [`MapFn::is_sum`].
             MapFn::Sub => &[&[0, 1]],
             MapFn::Mul => &[&[0], &[1]],
             MapFn::Div | MapFn::Neg | MapFn::Identity => &[&[0]],
@@ -243,9 +242,9 @@ impl MapFn {
         self == MapFn::Add
     }
 
-    /// Whether the function never decreases when its argument grows, on *all* numbers and ±∞: a
-    /// maximum passes through. A logarithm or square root does not count: a rank whose own term is
-    /// negative (or −∞, the maximum of nothing) would turn the maximum into NaN.
+    /// Whether the function is increasing on *all* numbers and ±∞, so that a maximum passes through it. A logarithm or
+    /// a square root is not: a rank whose own term is negative (or −∞, the maximum of nothing) would turn the maximum
+    /// into NaN.
     pub fn is_increasing(self) -> bool {
         matches!(self, MapFn::Exp | MapFn::Tanh | MapFn::Erf | MapFn::Sigmoid | MapFn::Identity)
     }
@@ -258,7 +257,7 @@ impl MapFn {
         )
     }
 
-    /// The function itself, in double precision.
+    /// Evaluates the function in double precision.
     pub fn eval(self, x: &[f64]) -> f64 {
         let truth = f64::from;
         match self {
@@ -324,47 +323,49 @@ pub fn erf(x: f64) -> f64 {
 /// How random elements are distributed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Distribution {
-    /// 1 with this probability, else 0.
+    /// 1 with this probability, otherwise 0.
     Bernoulli(Scalar),
-    /// Evenly in `[low, high)`.
+    /// Uniform in `[low, high)`.
     Uniform(Scalar, Scalar),
     /// Normal with this mean and standard deviation.
     Normal(Scalar, Scalar),
 }
 
-/// An operation. Its result types stand in the [`Node`](crate::Node).
+/// An operation. The [`Node`](crate::Node) has the types of its results.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Op {
-    /// A value that comes from outside. `layout` is its shape as the model knows it; the node's
-    /// type may split those dimensions into factors (row-major, so the bytes are the same).
+    /// A value that comes from outside. The type of the node may split the dimensions of `layout` into factors; both
+    /// are row-major, so the elements have the same order.
     Input {
-        /// Which input it is.
+        /// The identity of the input.
         id: InputId,
         /// Shape as the model knows it.
         layout: Vec<usize>,
-        /// Of a parameter, the unit that it belongs to; none if it belongs to the model as a whole.
+        /// The unit that a parameter belongs to; `None` if it belongs to the model as a whole, or if the input is not a
+        /// parameter.
         unit: Option<UnitId>,
     },
     /// A tensor of one repeated value. The shape is in the type.
     Fill(Scalar),
-    /// `0, 1, 2, …` along its only dimension. Sharded, each rank counts from its own offset.
+    /// `0, 1, 2, …` along its only dimension. If that is sharded, each rank counts from its own offset.
     Iota,
-    /// Random elements, a function of (seed operand, `stream`, global index): the same values on
-    /// every mesh. Counter-based, after Salmon et al., "Parallel random numbers: as easy as 1, 2, 3".
+    /// Random elements. They are a function of the operand, which is the seed, of `stream` and of the global index, and
+    /// hence the same on every mesh. The generator is counter-based, after Salmon et al., "Parallel random numbers: as
+    /// easy as 1, 2, 3".
     Random {
         /// The distribution.
         distribution: Distribution,
         /// Distinguishes the random tensors of one program.
         stream: u64,
     },
-    /// A function of corresponding elements.
+    /// A function that is applied to corresponding elements.
     Map {
         /// The function.
         f: MapFn,
-        /// Which dimension of each operand is which of the result.
+        /// Which dimension of each operand is which dimension of the result.
         subs: Subscripts,
     },
-    /// A product summed over the letters that the result lacks: every matrix product.
+    /// A product, summed over the letters that the result lacks. Every matrix product is one.
     Einsum {
         /// The subscripts of the two operands and the result.
         subs: Subscripts,
@@ -376,10 +377,10 @@ pub enum Op {
         /// The subscripts of the operand and the result.
         subs: Subscripts,
     },
-    /// The same elements in row-major order under another shape. What canonicalizing could not
-    /// express with factored dimensions.
+    /// The same elements in row-major order with another shape. Canonicalizing leaves it only where factored dimensions
+    /// cannot express it.
     Reshape,
-    /// Indices `start, start+step, …` of one dimension; the length is in the type.
+    /// The indices `start, start+step, …` of one dimension. The type of the result has their number.
     Slice {
         /// The dimension that is cut.
         dim: usize,
@@ -388,41 +389,42 @@ pub enum Op {
         /// The distance between indices.
         step: usize,
     },
-    /// One index of a dimension, which disappears.
+    /// One index of a dimension, which the result does not have.
     Index {
         /// The dimension.
         dim: usize,
         /// The index.
         index: usize,
     },
-    /// Operands one after the other along one dimension.
+    /// The operands one after the other along one dimension.
     Concat {
         /// The dimension.
         dim: usize,
     },
-    /// `low` copies of a value before, and as many after one dimension as the type says.
+    /// Copies of a value before and after the indices of one dimension: `low` of them before, and after as many as the
+    /// type of the result needs.
     Pad {
         /// The dimension.
         dim: usize,
-        /// Copies before the first index.
+        /// The number of copies before the first index.
         low: usize,
         /// The value.
         value: Scalar,
     },
-    /// `table[v, h…], index[t…] -> [t…, h…]`: rows of a table.
+    /// `table[v, h…], index[t…] -> [t…, h…]`: gathers rows of a table.
     Take,
-    /// `index[t…], update[t…, h…] -> [v, h…]`: sums each update into the row of its index.
+    /// `index[t…], update[t…, h…] -> [v, h…]`: adds each update to the row of its index, starting from zeros.
     ScatterAdd,
-    /// `table[v, h…], index[t…], rows[t…, h…] -> [v, h…]`: the table with each row that the index names replaced by the row
-    /// at that place of the index; the last one where a number occurs more than once. A number outside of the table names no
-    /// row. XLA's `dynamic_update_slice` is the case of adjacent numbers.
+    /// `table[v, h…], index[t…], rows[t…, h…] -> [v, h…]`: the table after each row `index[t…]` is replaced by
+    /// `rows[t…]`. If a number occurs several times, its last row counts; a number outside the table is ignored. XLA's
+    /// `dynamic_update_slice` is the case of consecutive numbers.
     Put,
     /// Inclusive prefix sums along a dimension.
     CumSum {
         /// The dimension.
         dim: usize,
     },
-    /// The `k` largest along the last dimension, descending, and their indices: two results.
+    /// The `k` largest elements along the last dimension in descending order, and their indices. These are two results.
     TopK,
     /// Combines the terms of a partial value on every rank of `axes`.
     AllReduce {
@@ -431,14 +433,14 @@ pub enum Op {
         /// Over which axes.
         axes: AxisSet,
     },
-    /// Joins the chunks of a dimension that its minor-most `axes` cut.
+    /// Joins the chunks into which the minor-most `axes` cut a dimension.
     AllGather {
         /// The dimension.
         dim: usize,
         /// The axes, major to minor.
         axes: Vec<AxisId>,
     },
-    /// Combines the terms of a partial value, leaving each rank its chunk of a dimension.
+    /// Combines the terms of a partial value and leaves each rank its chunk of a dimension.
     ReduceScatter {
         /// How terms combine.
         op: ReduceOp,
@@ -447,7 +449,7 @@ pub enum Op {
         /// The axes, major to minor.
         axes: Vec<AxisId>,
     },
-    /// Moves the minor-most `axes` from one dimension to become the minor-most of another.
+    /// Moves the minor-most `axes` of one dimension to another, where they become the minor-most ones.
     AllToAll {
         /// The dimension that is joined.
         from: usize,
@@ -456,15 +458,15 @@ pub enum Op {
         /// The axes, major to minor.
         axes: Vec<AxisId>,
     },
-    /// Keeps this rank's chunk of a dimension. Local.
+    /// Keeps this rank's chunk of a dimension. It does not communicate.
     ShardSlice {
         /// The dimension.
         dim: usize,
         /// The axes, major to minor.
         axes: Vec<AxisId>,
     },
-    /// Makes an invariant value a term of a partial: the value on the first rank, the reduction's
-    /// identity on the others. Local.
+    /// Turns an invariant value into a partial one: the first rank keeps the value, the others hold the neutral element
+    /// of the reduction. It does not communicate.
     ToPartial {
         /// How terms combine.
         op: ReduceOp,
@@ -520,23 +522,23 @@ impl Op {
         if *self == Op::TopK { 2 } else { 1 }
     }
 
-    /// Whether ranks communicate. No other operation does.
+    /// Whether the operation communicates.
     pub fn is_collective(&self) -> bool {
         matches!(self, Op::AllReduce { .. } | Op::AllGather { .. } | Op::ReduceScatter { .. } | Op::AllToAll { .. })
     }
 
-    /// Whether the operation changes only where a value lies, not the value.
+    /// Whether the operation changes only the placement of a value, not the value.
     pub fn is_redistribution(&self) -> bool {
         self.is_collective() || matches!(self, Op::ShardSlice { .. } | Op::ToPartial { .. })
     }
 
-    /// Whether the result is made from nothing but the type, so that the same local tensor can
-    /// stand for different values. Such operations carry their full type, placement included.
+    /// Whether the result is computed from its type alone, so that the same local tensor can stand for different
+    /// values. Such operations carry their full type, placement included.
     pub fn carries_type(&self) -> bool {
         matches!(self, Op::Fill(_) | Op::Iota | Op::Random { .. })
     }
 
-    /// The axes a redistribution works on.
+    /// The axes of a redistribution; empty for other operations.
     pub fn axes(&self) -> AxisSet {
         match self {
             Op::AllReduce { axes, .. } | Op::ToPartial { axes, .. } => *axes,

@@ -1,11 +1,11 @@
-//! Reads the text form of [`text`](crate::text) back, also folded into blocks ([`fold`]).
+//! The parser of the text form that [`text`](crate::text) and [`fold`] print.
 //!
-//! The parser checks what it needs to build the graph: names, axes and values that exist. Whether
-//! the operations fit their operands is for [`verify`](crate::verify) to say.
+//! It checks only what it needs to build the graph: that names, axes and values exist. [`verify`](crate::verify) checks
+//! whether the operations fit their operands.
 //!
-//! Time and memory are proportional to the length of the text with its blocks written out, which is
-//! at most [`MOST_WRITTEN`] bytes more than the text itself: what a line may repeat without bound
-//! (axes and dimensions of a type, occurrences of a block) has a limit.
+//! Time and memory are proportional to the length of the text with its blocks expanded. That is at most
+//! [`MOST_WRITTEN`] bytes more than the text itself, because everything that a line could repeat without bound (axes
+//! and dimensions of a type, occurrences of a block) is limited.
 //!
 //! ```
 //! let text = "mesh <tp=2>\n%0 = input data \"x\" : f32[4@tp]\n%1 = mul %0, f32:2.0 : f32[4@tp] ; forward\noutput loss %1\n";
@@ -29,7 +29,7 @@ use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 
-/// Where a text stops being a graph.
+/// The position at which a text is not a graph, and the reason.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("line {line}, column {column}: expected {expected}, found {found}")]
 pub struct ParseError {
@@ -37,16 +37,16 @@ pub struct ParseError {
     pub line: usize,
     /// Column in characters, counted from 1.
     pub column: usize,
-    /// What would have been right there.
+    /// The syntax that the parser expected.
     pub expected: String,
-    /// What stands there.
+    /// The text that it found.
     pub found: String,
 }
 
-/// Reads a graph. Blank lines and lines that start with `#` are skipped.
+/// Parses a graph. Blank lines and lines that start with `#` are skipped.
 ///
 /// # Errors
-/// The first place where the text is not what [`print`](crate::text::print) writes.
+/// The first position where the text differs from what [`print`](crate::text::print) writes.
 pub fn parse(text: &str) -> Result<Graph, ParseError> {
     let numbered = text.lines().enumerate().map(|(i, text)| Cursor { text, at: 0, line: i + 1 });
     let mut lines = numbered.filter(|c| !c.text.trim().is_empty() && !c.text.trim_start().starts_with('#'));
@@ -68,7 +68,7 @@ pub fn parse(text: &str) -> Result<Graph, ParseError> {
         let count = line.block()?;
         let mut template = Vec::new();
         loop {
-            let Some(mut inner) = lines.next() else { return line.error("lines and a closing `}` below") };
+            let Some(mut inner) = lines.next() else { return line.error("lines and a closing `}` on later lines") };
             if inner.take("}") {
                 inner.end()?;
                 break;
@@ -78,12 +78,11 @@ pub fn parse(text: &str) -> Result<Graph, ParseError> {
         for which in 0..count {
             for inner in &template {
                 let Some(text) = fold::occurrence(inner.text, which, count) else {
-                    return inner.error("numbers like {3..8} that take whole steps");
+                    return inner.error("ranges like {3..8} that consist of equal steps");
                 };
                 written += text.len() + LEAST_LINE;
                 if written > MOST_WRITTEN {
-                    return line
-                        .error(format!("blocks that are at most {MOST_WRITTEN} bytes when they are written out"));
+                    return line.error(format!("blocks that expand to at most {MOST_WRITTEN} bytes"));
                 }
                 reader.line(&mut Cursor { text: &text, at: 0, line: inner.line })?;
             }
@@ -92,19 +91,19 @@ pub fn parse(text: &str) -> Result<Graph, ParseError> {
     Ok(reader.graph)
 }
 
-/// Most occurrences of a block.
+/// The greatest number of occurrences of a block.
 const MOST_OCCURRENCES: usize = 100_000;
-/// Most bytes of all blocks of a text when every occurrence is written out.
+/// The greatest number of bytes of all blocks of a text when every occurrence is expanded.
 pub const MOST_WRITTEN: usize = 1 << 27;
-/// What a line counts at least, since a node takes some hundred bytes.
+/// The minimum number of bytes that a line counts for, because a node takes a few hundred bytes.
 const LEAST_LINE: usize = 128;
-/// Most dimensions of a type and of a layout: there are as many letters for them.
+/// The greatest number of dimensions of a type or a layout, which is the number of letters.
 pub const MOST_DIMS: usize = 52;
 
-/// Reads a type as [`Type::display`] writes it.
+/// Parses a type as [`Type::display`] writes it.
 ///
 /// # Errors
-/// Anything else, or an axis that the mesh lacks.
+/// The text is not a type, or has an axis that the mesh lacks.
 pub fn parse_type(text: &str, mesh: &Mesh) -> Result<Type, ParseError> {
     let mut c = Cursor { text, at: 0, line: 1 };
     let ty = c.ty(mesh)?;
@@ -135,7 +134,7 @@ impl<'a> Cursor<'a> {
         self.at = self.text.len() - self.rest().trim_start().len();
     }
 
-    /// The error that something else stands here.
+    /// The error that something else was expected here.
     fn error<T>(&self, expected: impl Into<String>) -> Parsed<T> {
         let rest = self.rest();
         let word = rest.find(|c: char| !is_word(c) && c != '%').unwrap_or(rest.len());
@@ -151,7 +150,7 @@ impl<'a> Cursor<'a> {
         self.error(expected)
     }
 
-    /// Takes a symbol if it comes next.
+    /// Consumes a symbol if it comes next. Returns whether it did.
     fn take(&mut self, symbol: &str) -> bool {
         self.spaces();
         let found = self.rest().starts_with(symbol);
@@ -179,7 +178,7 @@ impl<'a> Cursor<'a> {
         (start, &rest[..len])
     }
 
-    /// The next word as what `read` makes of it.
+    /// The next word, converted by `read`.
     fn read<T>(&mut self, expected: &str, read: impl Fn(&str) -> Option<T>) -> Parsed<T> {
         let (start, word) = self.word();
         match read(word) {
@@ -200,7 +199,7 @@ impl<'a> Cursor<'a> {
         self.read("sum, max, min or prod", ReduceOp::from_name)
     }
 
-    /// `name=` and the number behind it.
+    /// `name=` and the number after it.
     fn attribute<T: FromStr>(&mut self, name: &str) -> Parsed<T> {
         self.spaces();
         let (start, word) = self.word();
@@ -314,8 +313,8 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// `@model.layers ×80 forward {` behind the word `block`: the number of occurrences. The path and
-    /// what stands behind the number are for the reader.
+    /// `@model.layers ×80 forward {` after the word `block`. Returns the number of occurrences; the path and the words
+    /// after the number are only for people.
     fn block(&mut self) -> Parsed<usize> {
         self.expect("@")?;
         if self.rest().starts_with('"') {
@@ -388,7 +387,7 @@ impl<'a> Cursor<'a> {
         Ok(Type { dtype, shape, sharding })
     }
 
-    /// `layout [64, 64]`, or the shape if it is not said.
+    /// `layout [64, 64]`; if it is missing, the shape.
     fn layout(&mut self, shape: &[usize]) -> Parsed<Vec<usize>> {
         self.spaces();
         let start = self.at;
@@ -399,7 +398,7 @@ impl<'a> Cursor<'a> {
         Ok(shape.to_vec())
     }
 
-    /// `unit 3`, or none if it is not said.
+    /// `unit 3`; `None` if it is missing.
     fn unit(&mut self) -> Parsed<Option<UnitId>> {
         self.spaces();
         let start = self.at;
@@ -469,7 +468,7 @@ enum Head {
     Map(MapFn),
 }
 
-/// The graph so far.
+/// The graph under construction.
 struct Reader {
     graph: Graph,
     names: HashMap<usize, NodeIndex>,

@@ -1,11 +1,11 @@
-//! Where something is in a module tree: a path of names and indices.
+//! Paths of modules and parameters, made of names and indices.
 //!
-//! A path comes from the tree as it was captured. A name is one segment whatever its characters are, and an index is
-//! the position of an element in a list. The text form joins segments with dots and escapes what would read
-//! differently: a backslash makes the next character a part of a name, `\u{a0}` is a character by its number, `\e` is
-//! the empty name, and a name that consists of digits starts with a backslash. Characters that mean something in a
-//! pattern of paths, in a sentence or between quotation marks are escaped, too, so that the text of a path is a pattern
-//! that means this path and no other.
+//! A path comes from the module tree as it was captured. A name is one segment, whatever its characters are, and an
+//! index is the position of an element in a list. The text form joins the segments with dots and escapes characters
+//! that would otherwise be read differently: a backslash makes the next character a part of a name, `\u{a0}` is a
+//! character by its number, `\e` is the empty name, and a name that consists of digits starts with a backslash.
+//! Characters that have a meaning in a pattern of paths, in a message or between quotation marks are escaped as well,
+//! so the text of a path is a pattern that matches only this path.
 //!
 //! ```
 //! use tpc_ir::path::{ModulePath, Segment};
@@ -21,22 +21,22 @@ use std::fmt::{self, Write as _};
 use std::iter::Peekable;
 use std::sync::Arc;
 
-/// One step from a module to what it holds.
+/// One step from a module to something that it contains.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Segment {
-    /// The field of that name.
+    /// The field with a name.
     Name(Arc<str>),
-    /// The element at that position of a list.
+    /// The element at a position of a list.
     Index(usize),
 }
 
-/// The path of a module or of a parameter from the root of the model; the root has no segments.
+/// The path from the root of the model to a module or a parameter. The path of the root has no segments.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub struct ModulePath(Arc<[Segment]>);
 
 impl ModulePath {
-    /// Its segments from the root on.
+    /// Its segments, starting at the root.
     pub fn segments(&self) -> &[Segment] {
         &self.0
     }
@@ -46,25 +46,25 @@ impl ModulePath {
         self.0.is_empty()
     }
 
-    /// The path of what lies here under a segment.
+    /// This path extended by a segment.
     #[must_use]
     pub fn with(&self, segment: Segment) -> Self {
         self.0.iter().cloned().chain([segment]).collect()
     }
 
-    /// The path of what lies here under a name, which is one segment.
+    /// This path extended by a name, which is one segment.
     #[must_use]
     pub fn named(&self, name: &str) -> Self {
         self.with(Segment::Name(name.into()))
     }
 
-    /// This path followed by another, which begins here.
+    /// This path extended by all segments of another.
     #[must_use]
     pub fn join(&self, below: &ModulePath) -> Self {
         self.0.iter().chain(&*below.0).cloned().collect()
     }
 
-    /// The path of the module that holds this one; the root holds itself.
+    /// The path of the module that contains this one; the root for the root itself.
     #[must_use]
     pub fn holder(&self) -> Self {
         match self.0.split_last() {
@@ -73,29 +73,29 @@ impl ModulePath {
         }
     }
 
-    /// Whether this is the path of the module or of something inside it.
+    /// Whether this is the path of the given module or of something inside it.
     pub fn is_in(&self, module: &ModulePath) -> bool {
         self.0.starts_with(&module.0)
     }
 
-    /// Whether this is the path of something inside the module.
+    /// Whether this is the path of something inside the given module.
     pub fn is_below(&self, module: &ModulePath) -> bool {
         self.0.len() > module.0.len() && self.is_in(module)
     }
 
-    /// The innermost module that both are in.
+    /// The innermost module that contains both.
     #[must_use]
     pub fn common(&self, other: &ModulePath) -> Self {
-        let alike = self.0.iter().zip(&*other.0).take_while(|(a, b)| a == b).count();
-        ModulePath(self.0[..alike].into())
+        let shared = self.0.iter().zip(&*other.0).take_while(|(a, b)| a == b).count();
+        ModulePath(self.0[..shared].into())
     }
 
-    /// This path, then the path of every module around it, the root last.
+    /// This path, then the paths of the modules that contain it, from the inside out. The root comes last.
     pub fn outward(&self) -> impl Iterator<Item = ModulePath> + '_ {
         (0..=self.0.len()).rev().map(|n| ModulePath(self.0[..n].into()))
     }
 
-    /// The same path with other indices, in the order of its own.
+    /// The same path with its indices replaced in order. An index for which there is no replacement stays.
     #[must_use]
     pub fn with_indices(&self, indices: &mut impl Iterator<Item = usize>) -> Self {
         let of = |segment: &Segment| match segment {
@@ -105,7 +105,7 @@ impl ModulePath {
         self.0.iter().map(of).collect()
     }
 
-    /// Its indices from the root on.
+    /// Its indices, starting at the root.
     pub fn indices(&self) -> impl Iterator<Item = usize> + '_ {
         self.0.iter().filter_map(|segment| match segment {
             Segment::Index(i) => Some(*i),
@@ -113,7 +113,8 @@ impl ModulePath {
         })
     }
 
-    /// The path that shows a text which the user chose. The text is cut at its dots, and a backslash in it is an ordinary character.
+    /// The path that displays a text that the user chose. The text is split at its dots, and a backslash in it is an
+    /// ordinary character.
     pub fn showing(text: &str) -> Self {
         if text.is_empty() { ModulePath::default() } else { text.split('.').map(|part| segment(part, false)).collect() }
     }
@@ -125,7 +126,7 @@ impl FromIterator<Segment> for ModulePath {
     }
 }
 
-/// A segment from its characters: an index if they are a number as numbers are written.
+/// The segment with the given characters: an index if they are a number in its usual form, otherwise a name.
 fn segment(text: &str, escaped: bool) -> Segment {
     match text.parse::<usize>() {
         Ok(i) if !escaped && i.to_string() == text => Segment::Index(i),
@@ -133,7 +134,7 @@ fn segment(text: &str, escaped: bool) -> Segment {
     }
 }
 
-/// The character that an escape means, of which the backslash has been read; none for an escape that stands for nothing.
+/// The character of an escape whose backslash has been consumed; `None` for an escape that stands for no character.
 pub fn unescaped(chars: &mut Peekable<impl Iterator<Item = char>>) -> Option<char> {
     match chars.next() {
         None => Some('\\'),
@@ -146,7 +147,7 @@ pub fn unescaped(chars: &mut Peekable<impl Iterator<Item = char>>) -> Option<cha
     }
 }
 
-/// Appends a character of a name, escaped if it would read as something else in a path, a pattern or a sentence.
+/// Appends a character of a name, escaped if it has a meaning in a path, a pattern or a message.
 pub(crate) fn escape(out: &mut impl fmt::Write, c: char) -> fmt::Result {
     match c {
         '\\' | '/' | ',' | ';' | '(' | ')' | '"' | '`' | '{' | '}' | '*' | '?' | '[' | ']' => write!(out, "\\{c}"),
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_no_index() {
+    fn a_name_is_not_an_index() {
         assert_eq!(ModulePath::from("a.3.b").segments(), [name("a"), Segment::Index(3), name("b")]);
         assert_eq!(ModulePath::from("a.03").segments(), [name("a"), name("03")]);
         assert_eq!(ModulePath::from(r"a.\3").segments(), [name("a"), name("3")]);

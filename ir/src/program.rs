@@ -1,8 +1,7 @@
-//! What one rank executes: a flat list of kernels and collectives over one planned arena.
+//! The program of one rank: a flat list of kernels and collectives over one planned arena.
 //!
-//! A rank program is made by `tpc-passes` (lower, fuse, schedule, plan memory) and executed by
-//! `tpc-runtime`; neither knows the other. Every size, stride and offset in it is a number: nothing
-//! is decided at run time.
+//! `tpc-passes` creates rank programs (lower, fuse, schedule, plan memory) and `tpc-runtime` executes them; neither
+//! crate depends on the other. Every size, stride and offset is a number, so nothing is decided at run time.
 
 use crate::attention::Attention;
 use crate::input::{InputId, InputKind};
@@ -16,21 +15,21 @@ use std::sync::Arc;
 pub use crate::instruction::Instruction;
 pub use crate::memory::{ALIGNMENT, Buffer, BufferId, View, dense_strides};
 
-/// A fused loop nest: for every index of all dimensions but the last, the instructions run in order
-/// on a row of the last. A program with 0 dimensions runs once on a row of one.
+/// A fused loop nest. For every index in all dimensions but the last, the instructions run in order on a row along the
+/// last. A loop with no dimensions runs once, on a row of length 1.
 ///
-/// A store may overwrite what a load of the same view, strides and dimensions (none of stride 0) has
-/// read earlier in the body: an update in place. Any other overlap of a store with another access is
-/// executed instruction by instruction on whole rows, correct but slow.
+/// A store may overwrite what an earlier load of the body has read, if both have the same view and strides, none of
+/// which is 0. That is an update in place. A loop with any other overlap of a store with another access is executed
+/// instruction by instruction on whole rows, which is correct but slow.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Loop {
-    /// Sizes, outermost first; the last is the row.
+    /// The sizes, outermost first; the last is the length of a row.
     pub dims: Vec<usize>,
     /// The instructions.
     pub body: Vec<Instruction>,
 }
 
-/// One loop of a contraction: its size and the stride it has in each operand, in elements.
+/// One dimension of a contraction: its size, and its stride in each tensor in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContractDim {
     /// Size.
@@ -43,9 +42,9 @@ pub struct ContractDim {
     pub out: isize,
 }
 
-/// A matrix product with any number of batch, row, column and summed dimensions:
-/// `out[batch, m, n] = Σ_k left[batch, m, k] · right[batch, k, n]`, and what is done with each of its elements
-/// before it is written (cublasLt and CUTLASS call that the epilogue).
+/// A matrix product with any number of batch, row, column and summed dimensions: `out[batch, m, n] = Σ_k left[batch, m,
+/// k] · right[batch, k, n]`, followed by an epilogue (the term of cublasLt and CUTLASS), which is applied to each
+/// element before it is written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Contract {
     /// Left operand.
@@ -62,22 +61,22 @@ pub struct Contract {
     pub n: Vec<ContractDim>,
     /// Dimensions of both operands and not of the result.
     pub k: Vec<ContractDim>,
-    /// Multiplies the product.
+    /// The factor by which the product is multiplied.
     pub scale: f64,
-    /// If there are any, what is done with every element: a loop body over the dimensions `batch`, `m`, `n` in that
-    /// order, whose [`Instruction::Given`] 0 is the scaled product. A device may give it more precisely than
-    /// the instruction's type. The stores are the results; the last one fills `out`, and none accumulates.
-    /// Nothing is reduced. The body may load what `out` holds before, element by element (`out += product`).
+    /// The epilogue, if it is not empty: a loop body over the dimensions `batch`, `m` and `n` in this order, in which
+    /// [`Instruction::Given`] 0 is the scaled product. A device may provide the product with more precision than the
+    /// instruction's type. The stores are the results; the last one fills `out`, and none accumulates. There are no
+    /// reductions. The body may load the previous elements of `out`, each at its own position (`out += product`).
     pub epilogue: Vec<Instruction>,
 }
 
 impl Contract {
-    /// The dimensions of the result, in the order in which an epilogue counts them.
+    /// The dimensions of the result, in the order of the loop of the epilogue.
     pub fn dims(&self) -> impl Iterator<Item = &ContractDim> {
         self.batch.iter().chain(&self.m).chain(&self.n)
     }
 
-    /// Whether the epilogue reads what `out` holds before.
+    /// Whether the epilogue reads the previous elements of `out`.
     pub fn is_update(&self) -> bool {
         let of_out = |i: &Instruction| matches!(i, Instruction::Load { view, .. } if view.buffer == self.out.buffer);
         self.epilogue.iter().any(of_out)
@@ -88,8 +87,8 @@ impl Contract {
         Contract { out: raw, epilogue: Vec::new(), ..self.clone() }
     }
 
-    /// The epilogue as a loop that runs after the product alone, whose result is in `raw` with the shape and strides of `out`;
-    /// that may be `out` itself unless this [`Contract::is_update`].
+    /// The epilogue as a loop that runs after the product alone. The product is in `raw`, which has the shape and
+    /// strides of `out` and may be `out` itself unless this [`Contract::is_update`].
     pub fn epilogue_loop(&self, raw: &View) -> Loop {
         let strides: Vec<isize> = self.dims().map(|d| d.out).collect();
         let body = self.epilogue.iter().map(|i| match i {
@@ -100,63 +99,63 @@ impl Contract {
     }
 }
 
-/// One of the values that a gather or a scatter carries: on rank r of the group its shard is
-/// `[outer, lens[r], inner]`, the whole is `[outer, Σ lens, inner]`, both dense.
+/// One of the values that a gather or a scatter carries. The shard of rank r of the group is `[outer, lens[r], inner]`,
+/// the whole value is `[outer, Σ lens, inner]`; both are dense.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
-    /// Product of the dimensions before the one that is cut.
+    /// The product of the dimensions before the sharded one.
     pub outer: usize,
-    /// Length of each rank's shard; may be 0.
+    /// The length of each rank's shard, which may be 0.
     pub lens: Vec<usize>,
-    /// Product of the dimensions after it.
+    /// The product of the dimensions after the sharded one.
     pub inner: usize,
 }
 
 impl Part {
-    /// Elements of the shard of the rank at that position of the group.
+    /// The number of elements in the shard of the rank at a position of the group.
     pub fn shard(&self, position: usize) -> usize {
         self.outer * self.lens[position] * self.inner
     }
 
-    /// Elements of the whole value.
+    /// The number of elements of the whole value.
     pub fn whole(&self) -> usize {
         self.outer * self.lens.iter().sum::<usize>() * self.inner
     }
 }
 
-/// What a collective does. Buffers are dense; lists have one entry per rank of the group.
+/// The kind of a collective. Buffers are dense; lists have one entry per rank of the group.
 ///
 /// A collective that carries several values has them side by side in `from` and in `to`, each dense,
 /// in the order of its parts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum CollectiveKind {
-    /// Element by element over the group. `from` and `to` may be the same buffer.
+    /// Combines the values of the group element by element. `from` and `to` may be the same buffer.
     AllReduce(ReduceOp),
-    /// The shards of every part are joined: `from` holds this rank's shards, `to` the wholes.
+    /// Joins the shards of every part: `from` holds this rank's shards, `to` the whole values.
     AllGather {
         /// The values, at least one.
         parts: Vec<Part>,
     },
-    /// The parts of all ranks are combined, and each rank keeps its shards: `from` holds this rank's
-    /// terms of the wholes, `to` its shards.
+    /// Combines the terms of all ranks and leaves each rank its shards: `from` holds this rank's terms of the whole
+    /// values, `to` its shards.
     ReduceScatter {
         /// How terms combine.
         op: ReduceOp,
         /// The values, at least one.
         parts: Vec<Part>,
     },
-    /// The local `shape` is cut along `cut` in pieces of `cut_lens[r]` for rank r; the pieces that
-    /// arrive are joined along `join`, `join_lens[r]` from rank r.
+    /// Cuts the local tensor along `cut`, with a piece of length `cut_lens[r]` for rank r, and joins the pieces that
+    /// arrive along `join`, where the piece of rank r has length `join_lens[r]`.
     AllToAll {
-        /// Local shape before.
+        /// The local shape before.
         shape: Vec<usize>,
-        /// Dimension that is cut.
+        /// The dimension that is cut.
         cut: usize,
-        /// Dimension that is joined.
+        /// The dimension that is joined.
         join: usize,
-        /// Pieces of the cut dimension, one per rank.
+        /// The lengths of the pieces of the cut dimension, one per rank.
         cut_lens: Vec<usize>,
-        /// Pieces of the joined dimension, one per rank; this rank's own is `shape[join]`.
+        /// The lengths of the pieces of the joined dimension, one per rank. That of this rank is `shape[join]`.
         join_lens: Vec<usize>,
     },
 }
@@ -164,30 +163,30 @@ pub enum CollectiveKind {
 /// A collective over one group of ranks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Collective {
-    /// What it does.
+    /// The kind.
     pub kind: CollectiveKind,
     /// The ranks of the group in order.
     pub group: Vec<usize>,
-    /// Position of this rank in the group.
+    /// The position of this rank in the group.
     pub position: usize,
     /// Element type.
     pub dtype: DType,
-    /// What this rank contributes. Dense.
+    /// The dense operand that this rank contributes.
     pub from: View,
-    /// What this rank receives. Dense.
+    /// The dense result that this rank receives.
     pub to: View,
-    /// Equal on all ranks of the group: identifies the collective in the program.
+    /// Identifies the collective in the program. It is the same on all ranks of the group.
     pub tag: u32,
-    /// Name of the axes, `tp` or `dp,tp`.
+    /// The names of the axes, `tp` or `dp,tp`.
     pub axes: Arc<str>,
-    /// Part of the step.
+    /// The phase of the step.
     pub phase: Phase,
-    /// How many values it carries, at least 1.
+    /// The number of values that it carries, at least 1.
     pub values: usize,
-    /// Bytes of the whole values together (the larger side).
+    /// The bytes of the whole values together, which is the larger side.
     pub full_bytes: usize,
-    /// The plan line and reason, for error messages; of several values the first one's, and how many
-    /// more there are.
+    /// The reason with the entry of the plan, for error messages. For several values, that of the first one and the
+    /// number of others.
     pub why: Arc<str>,
 }
 
@@ -202,22 +201,21 @@ impl Collective {
         }
     }
 
-    /// Bytes that each rank sends under the ring algorithm: `2(n−1)/n` of the value for an
-    /// all-reduce, `(n−1)/n` for the others (Thakur et al., "Optimization of collective
-    /// communication operations in MPICH").
+    /// The bytes that each rank sends in the ring algorithm: `2(n−1)/n` of the value for an all-reduce, `(n−1)/n` for
+    /// the others (Thakur et al., "Optimization of collective communication operations in MPICH").
     pub fn wire_bytes(&self) -> f64 {
         wire_bytes(self.name(), self.full_bytes, self.group.len())
     }
 }
 
-/// Bytes sent per rank by the ring algorithm; `full_bytes` is the size of the whole value, for an
-/// all-to-all of one rank's part.
+/// The bytes that each rank sends in the ring algorithm. `full_bytes` is the size of the whole value; for an
+/// all-to-all, of the local value of one rank.
 pub fn wire_bytes(name: &str, full_bytes: usize, ranks: usize) -> f64 {
     let share = full_bytes as f64 * (ranks as f64 - 1.0) / ranks as f64;
     if name == "all_reduce" { 2.0 * share } else { share }
 }
 
-/// One entry of the flat list that a rank executes.
+/// The action of a step of a rank program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Action {
     /// A fused loop nest.
@@ -226,8 +224,8 @@ pub enum Action {
     Contract(Contract),
     /// Softmax attention, forward or backward.
     Attention(Box<Attention>),
-    /// `out[t, h…] = table[index[t] − first_row, h…]`, or 0 where the row is not in the table's
-    /// local chunk. `table` is `[rows, width]`, `index` `[count]`, `out` `[count, width]`.
+    /// `out[t, h…] = table[index[t] − first_row, h…]`, or 0 where the row is not in the table's local chunk. `table` is
+    /// `[rows, width]`, `index` is `[count]`, and `out` is `[count, width]`.
     Take {
         /// Local rows.
         table: View,
@@ -249,19 +247,19 @@ pub enum Action {
         /// Global number of the first local row.
         first_row: usize,
     },
-    /// `table[index[t] − first_row, h…] = rows[t, h…]` in the order of the index, skipping rows of other ranks. The other
-    /// rows stay as they are.
+    /// `table[index[t] − first_row, h…] = rows[t, h…]` in the order of the index, skipping rows of other ranks. All
+    /// other rows keep their contents.
     Put {
         /// Local rows, `[rows, width]`.
         table: View,
         /// Global row numbers, `[count]`.
         index: View,
-        /// What the rows become, `[count, width]`.
+        /// The new rows, `[count, width]`.
         rows: View,
         /// Global number of the first local row.
         first_row: usize,
     },
-    /// Copies elements between views of one shape.
+    /// Copies elements between two views of the same shape.
     Copy {
         /// Source.
         from: View,
@@ -277,7 +275,7 @@ pub enum Action {
         /// Dimension.
         dim: usize,
     },
-    /// The k largest of every row and their indices.
+    /// The k largest elements of every row, and their indices.
     TopK {
         /// Source, `[rows, n]`.
         from: View,
@@ -286,10 +284,10 @@ pub enum Action {
         /// Indices, `[rows, k]`.
         indices: View,
     },
-    /// Starts a collective: its operands must not be touched until the wait. Every collective of a
-    /// program has a tag of its own and exactly one wait after its start.
+    /// Starts a collective. Until the wait, `from` must not be written and `to` must not be read or written. Every
+    /// collective of a program has its own tag and exactly one wait after its start.
     Start(Box<Collective>),
-    /// Waits for the collective of that tag.
+    /// Waits for the collective with a tag.
     Wait {
         /// The collective's tag.
         tag: u32,
@@ -299,32 +297,33 @@ pub enum Action {
 /// An action with its provenance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
-    /// What to do.
+    /// The action.
     pub action: Action,
-    /// Part of the training step.
+    /// The phase of the training step.
     pub phase: Phase,
-    /// Short name for traces and plans: `einsum`, `loop rms_norm`, …
+    /// A short name for traces and texts: `einsum`, `loop rms_norm`, …
     pub label: Arc<str>,
-    /// The micro-batch and the module that it computes a part of, in words; empty if neither is known.
+    /// The micro-batch and the module that it belongs to, as text; empty if neither is known.
     pub module: Arc<str>,
 }
 
 /// The box of a global tensor that a rank holds in a buffer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Binding {
-    /// Where it lies. Dense.
+    /// The local tensor, dense.
     pub view: View,
-    /// Global shape (factored).
+    /// The global shape, factored.
     pub global: Vec<usize>,
-    /// First global index of every dimension.
+    /// The first global index in every dimension.
     pub start: Vec<usize>,
-    /// Shape as the model knows it: the same row-major elements as `global`.
+    /// The shape as the model knows it. It has the same elements in row-major order as `global`.
     pub layout: Vec<usize>,
 }
 
 impl Binding {
-    /// Whether two bindings of programs of one rank are the same elements of a tensor, in the same order: then both programs may find them
-    /// at one place. What a rank holds as a whole may be cut in dimensions in different ways.
+    /// Whether the bindings of two programs of one rank have the same elements of a tensor in the same order, so that
+    /// both programs may store them in the same bytes. If the rank holds the whole tensor, the programs may factor its
+    /// shape differently.
     pub fn holds_the_same(&self, other: &Binding) -> bool {
         let is_whole = |b: &Binding| b.view.shape == b.global;
         let same_box =
@@ -334,28 +333,28 @@ impl Binding {
     }
 }
 
-/// A program input and where it goes.
+/// An input of a program and the buffer that holds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InputBinding {
-    /// Its text, unique among the inputs of its kind.
+    /// The text of its id, unique among the inputs of its kind.
     pub name: String,
-    /// What it is.
+    /// The kind of the input.
     pub kind: InputKind,
     /// This rank's box.
     pub binding: Binding,
 }
 
 impl InputBinding {
-    /// Which input of the graph it is.
+    /// The id of the input.
     pub fn id(&self) -> InputId {
         InputId::read(self.kind, &self.name)
     }
 }
 
-/// A program output and where it is found after a step.
+/// An output of a program and the buffer that holds it after a step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OutputBinding {
-    /// What it is.
+    /// The kind of the output.
     pub kind: OutputKind,
     /// This rank's box.
     pub binding: Binding,
@@ -368,27 +367,28 @@ pub struct RankProgram {
     pub mesh: Mesh,
     /// This rank.
     pub rank: usize,
-    /// Pieces of the arena.
+    /// The buffers of the arena.
     pub buffers: Vec<Buffer>,
-    /// Size of the arena in bytes: this rank's exact peak memory.
+    /// The size of the arena in bytes, which is the exact peak memory of this rank.
     pub arena_bytes: usize,
-    /// What is fed in. `Update` outputs of the same name share the input's buffer after a step.
+    /// The inputs. An output `Update` of an input is in the buffer of that input after a step.
     pub inputs: Vec<InputBinding>,
-    /// What comes out.
+    /// The outputs.
     pub outputs: Vec<OutputBinding>,
-    /// What is executed, in order.
+    /// The steps, in the order in which they are executed.
     pub steps: Vec<Step>,
 }
 
 impl RankProgram {
-    /// The bytes of the arena in which an input lies.
-    pub fn place(&self, input: &InputBinding) -> Range<usize> {
+    /// The bytes of the arena that hold an input.
+    pub fn bytes_of(&self, input: &InputBinding) -> Range<usize> {
         let buffer = &self.buffers[input.binding.view.buffer.0 as usize];
         buffer.offset..buffer.offset + buffer.bytes
     }
 
-    /// The input of this program that has the value of an input of another program of the same rank: a parameter, a state, a constant or a
-    /// number of the step of the same name, of which the rank holds the same elements. Data are each program's own.
+    /// The input of this program that has the same value as an input of another program of the same rank: an input of
+    /// the same kind and name, other than data, of which the rank holds the same elements. Each program has its own
+    /// data.
     pub fn same_input(&self, theirs: &InputBinding) -> Option<&InputBinding> {
         self.inputs.iter().find(|mine| {
             mine.kind != InputKind::Data
@@ -397,9 +397,10 @@ impl RankProgram {
         })
     }
 
-    /// Whether an input of this program lies where another program of the rank has it, so that both have one value.
+    /// Whether an input of this program is in the same bytes in another program of the rank, so that both share its
+    /// value.
     pub fn shares(&self, mine: &InputBinding, other: &RankProgram) -> bool {
-        other.same_input(mine).is_some_and(|theirs| other.place(theirs) == self.place(mine))
+        other.same_input(mine).is_some_and(|theirs| other.bytes_of(theirs) == self.bytes_of(mine))
     }
 
     /// Every collective in program order.

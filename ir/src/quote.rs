@@ -1,12 +1,12 @@
-//! Text of a user in a message: never longer than a reader looks at, never able to write over the terminal.
+//! How messages show text that comes from a user: shortened, and with control characters escaped.
 //!
-//! A name, a path or a value that an error repeats may be a megabyte long or hold control characters, because it comes
-//! from a file. [`cut`] shows its first [`MOST`] characters and says how many there are; [`quoted`] does the same
-//! between quotation marks, as `{:?}` would.
+//! A name, a path or a value in a message may come from a file, and thus be a megabyte long or have control characters,
+//! which could overwrite the terminal. [`cut`] shows its first [`MOST`] characters and the number of all; [`quoted`]
+//! does the same between quotation marks, as `{:?}` would.
 
 use std::fmt::{self, Display, Write as _};
 
-/// Most characters of a text that a message repeats.
+/// The greatest number of characters of a text that a message shows.
 pub const MOST: usize = 200;
 
 /// A text for a message, without quotation marks.
@@ -32,7 +32,7 @@ pub fn quoted(text: &str) -> Quoted<'_> {
     Quoted(text)
 }
 
-/// The beginning that is shown, and the number of characters if that is not all.
+/// The beginning of a text that is shown, and the number of all characters if there are more.
 fn beginning(text: &str) -> (&str, Option<usize>) {
     match text.char_indices().nth(MOST) {
         Some((end, _)) => (&text[..end], Some(text.chars().count())),
@@ -40,7 +40,7 @@ fn beginning(text: &str) -> (&str, Option<usize>) {
     }
 }
 
-/// Characters that change how the text around them is shown: marks of direction and of no width.
+/// Whether a character has no width or changes the direction of the text around it.
 fn is_invisible(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}')
 }

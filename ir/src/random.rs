@@ -1,9 +1,9 @@
-//! Random elements as a function of (seed, stream, global index): the same on every mesh and device.
+//! Random elements, as a function of seed, stream and global index. They are the same on every mesh and device.
 //!
-//! The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as
-//! 1, 2, 3", SC 2011). The 64-bit seed is the key, low word first. The four counter words are the
-//! low and high word of the element's global row-major index in its (factored) type, then the low
-//! and high word of the stream. Words 0 and 1 of the block make one element; see [`element`].
+//! The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+//! The 64-bit seed is the key, low word first. The four counter words are the low and high word of the element's global
+//! row-major index in its (factored) type, then the low and high word of the stream. Words 0 and 1 of the block
+//! determine one element; see [`element`].
 //!
 //! The interpreter and every device use these two functions or reproduce them bit for bit.
 
@@ -27,16 +27,16 @@ pub fn philox(seed: u64, stream: u64, counter: u64) -> [u32; 4] {
     c
 }
 
-/// A word as one of 2^24 evenly spaced values in `[0, 1)`, exact in f32: `(word >> 8) · 2^-24`.
+/// Maps a word to one of 2^24 evenly spaced values in `[0, 1)`, which are exact in f32: `(word >> 8) · 2^-24`.
 pub fn uniform(word: u32) -> f64 {
     f64::from(word >> 8) * (1.0 / 16_777_216.0)
 }
 
-/// The element that a block of words makes, before it is rounded to its element type.
+/// The element that a block of words determines, before it is rounded to its element type.
 ///
-/// With `u = uniform(word 0)` and `v = uniform(word 1)`: Bernoulli(p) is 1 if `u < p`, else 0;
-/// Uniform(low, high) is `low + (high − low)·u`; Normal(mean, sd) is
-/// `mean + sd·√(−2 ln(1 − u))·cos(2πv)` (Box and Muller; `1 − u` is never 0).
+/// With `u = uniform(word 0)` and `v = uniform(word 1)`: Bernoulli(p) is 1 if `u < p`, otherwise 0; Uniform(low, high)
+/// is `low + (high − low)·u`; Normal(mean, sd) is `mean + sd·√(−2 ln(1 − u))·cos(2πv)` (Box and Muller; `1 − u` is
+/// never 0).
 pub fn element(distribution: Distribution, words: [u32; 4]) -> f64 {
     let u = uniform(words[0]);
     match distribution {

@@ -1,5 +1,5 @@
-//! Why an operation is there, as data. The text form prints a reason as words, and only the parser of that text reads
-//! it back.
+//! Reasons: why an operation exists, as data. The text form prints a reason as words, and only the parsers of programs
+//! read these words back.
 //!
 //! ```
 //! use tpc_ir::reason::{Cause, Demand, Entry, Reason};
@@ -19,11 +19,11 @@ use std::sync::Arc;
 /// An entry of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Entry {
-    /// What a built-in plan says of the whole model, by the plan's name.
+    /// A built-in plan, which applies to the whole model, by its name.
     BuiltIn(Arc<str>),
-    /// The entry of the module of that path.
+    /// The entry for the module at a path.
     Module(ModulePath),
-    /// The entry of that path pattern.
+    /// The entry for a pattern of paths.
     Pattern(Arc<str>),
 }
 
@@ -60,12 +60,12 @@ impl Entry {
     }
 }
 
-/// Whether a text is the name of a built-in plan or of an operation.
+/// Whether a text can be the name of a built-in plan or of an operation.
 fn is_word(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "_.-".contains(c))
 }
 
-/// A text without the escapes of `{:?}`.
+/// The text with the escapes of `{:?}` undone; `None` if it has a quotation mark or an unknown escape.
 fn unquoted(text: &str) -> Option<String> {
     let mut out = String::new();
     let mut chars = text.chars();
@@ -91,7 +91,7 @@ fn unquoted(text: &str) -> Option<String> {
     Some(out)
 }
 
-/// What a data mode shards in addition to the batch.
+/// A data mode, by what it shards in addition to the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Mode {
@@ -105,7 +105,7 @@ impl Mode {
     /// Every mode.
     pub const ALL: [Mode; 4] = [Mode::Ddp, Mode::Fsdp, Mode::Zero1, Mode::Hsdp];
 
-    /// The name in plan files.
+    /// The name used in plan files.
     pub const fn name(self) -> &'static str {
         match self {
             Mode::Ddp => "ddp",
@@ -116,17 +116,17 @@ impl Mode {
     }
 }
 
-/// Which values at the boundary of a module.
+/// A side of the boundary of a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Side {
-    /// Its tensor arguments.
+    /// The tensor arguments of the module.
     Arguments,
-    /// Its tensor results.
+    /// The tensor results of the module.
     Results,
 }
 
 impl Side {
-    /// One of them in words.
+    /// The word for one value on this side.
     pub const fn one(self) -> &'static str {
         match self {
             Side::Arguments => "argument",
@@ -135,7 +135,7 @@ impl Side {
     }
 }
 
-/// Axes as a reason lists them.
+/// The names of axes in a reason.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Axes(pub Vec<Arc<str>>);
 
@@ -155,39 +155,39 @@ impl Axes {
     }
 }
 
-/// What a plan, a mode or an option asks for.
+/// A demand of a plan, a mode or an option.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Demand {
-    /// The entry cuts a parameter.
+    /// An entry of a plan shards a parameter.
     Plan(Entry),
-    /// The entry gives a layout to a value at the boundary of a module.
+    /// An entry of a plan gives a layout to a value at the boundary of a module.
     Layout {
         /// The entry.
         entry: Entry,
-        /// Which values.
+        /// The side of the boundary.
         side: Side,
-        /// Which of them, from 0.
+        /// The index of the value on this side.
         position: usize,
-        /// The dimension that is sharded; none if the layout is replicated.
+        /// The dimension that is sharded; `None` if the layout is replicated.
         dim: Option<isize>,
     },
     /// Logits stay sharded through the loss.
     LossParallel,
-    /// The data mode shards over axes.
+    /// A data mode shards over axes.
     Mode(Mode, Axes),
     /// The batch is sharded over axes.
     Batch(Axes),
-    /// A tensor that a program keeps lies like the rows that are written into it.
+    /// A tensor that a program keeps is placed like the rows that are written into it.
     Rows,
-    /// The precision of a program computes in an element type.
+    /// The precision option makes the program compute in an element type.
     Compute(DType),
-    /// An input of that kind lies where the training step of the same session has it.
+    /// An input of some kind is placed as in the training step of the same session.
     Training(InputKind),
-    /// Terms of several micro-batches are combined.
+    /// The results of several micro-batches are combined.
     MicroBatches,
     /// Gradients are clipped.
     Clipping,
-    /// Words that the text of a program has and no pass writes.
+    /// Any other words in the text of a program. No pass writes them.
     Note(Arc<str>),
 }
 
@@ -224,7 +224,7 @@ impl fmt::Display for Demand {
 }
 
 impl Demand {
-    /// Reads what is printed; other words are a note.
+    /// Reads what [`Display`](fmt::Display) writes; any other text is a note.
     fn read(text: &str) -> Demand {
         let known = [Demand::LossParallel, Demand::Rows, Demand::MicroBatches, Demand::Clipping];
         let mut found = known.into_iter().find(|demand| demand.to_string() == text);
@@ -271,19 +271,19 @@ impl Demand {
     }
 }
 
-/// Tensors that one demand cuts.
+/// Tensors that are sharded because of one demand.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Cut {
-    /// The first [`Cut::NAMED`] of them: inputs of the program, or the module that cuts its result.
+    /// The first [`Cut::NAMED`] of them. Each is an input of the program, or the module whose result is sharded.
     pub tensors: Vec<Shown>,
-    /// How many more there are.
+    /// The number of the other tensors.
     pub others: usize,
-    /// What cuts them.
+    /// Why they are sharded.
     pub demand: Demand,
 }
 
 impl Cut {
-    /// How many tensors are named.
+    /// The maximum number of tensors that are named.
     pub const NAMED: usize = 4;
 
     fn print(&self, f: &mut fmt::Formatter<'_>, how: &str) -> fmt::Result {
@@ -301,7 +301,7 @@ impl Cut {
             let tensors = tensors.into_iter().map(Shown::read).collect();
             Some(Cut { tensors, others, demand: Demand::read(demand) })
         };
-        // The text of a tensor has no spaces.
+        // Names of tensors have no spaces.
         let (first, rest) = text.split_once(' ')?;
         if let Some(demand) = rest.strip_prefix(&format!("is {how} (")) {
             return cut(vec![first], 0, demand);
@@ -319,28 +319,28 @@ impl Cut {
     }
 }
 
-/// A part of a reason.
+/// One cause in a reason.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Cause {
-    /// These tensors are cut along an index that is summed: what is summed of it is a part of the sum.
+    /// These tensors are sharded along a summed index, so each rank computes only a term of the sum.
     Summed(Cut),
-    /// These tensors are cut where the whole is wanted, or another cut.
+    /// These tensors are sharded, but they are needed whole or sharded differently.
     Elsewhere(Cut),
-    /// The operation of that name combines operands that lie alike.
+    /// An operation, given by its name, needs its operands placed alike.
     Together(Arc<str>),
-    /// It lies where the parameter of that path lies.
+    /// The value is placed like a parameter.
     Like(ModulePath),
-    /// A rule of the e-graph put it where it is (`passes/src/egraph/rules/RULES.md`).
+    /// A rule of the e-graph put it there (`passes/src/egraph/rules/RULES.md`).
     Rule(u32),
-    /// A parameter is gathered a second time, for a later part of the step.
-    Again,
+    /// A parameter is gathered a second time, for a later phase of the step.
+    SecondGather,
     /// A plan, a data mode or an option asks for it.
     Demanded(Demand),
-    /// The same, about the cut along one axis of a tensor that several of them cut.
+    /// A demand that concerns one axis, for a tensor that several demands shard.
     On {
-        /// The axis, by the name that the user gave it.
+        /// The name that the user gave the axis.
         axis: Arc<str>,
-        /// What cuts along it.
+        /// Why the tensor is sharded along it.
         demand: Demand,
     },
 }
@@ -350,7 +350,7 @@ const ELSEWHERE: &str = "cut";
 const TOGETHER: &str = " wants its operands together";
 const LIKE: &str = "lies like ";
 const RULE: &str = "rule ";
-const AGAIN: &str = "gathered again";
+const SECOND_GATHER: &str = "gathered again";
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -360,7 +360,7 @@ impl fmt::Display for Cause {
             Cause::Together(operation) => write!(f, "{operation}{TOGETHER}"),
             Cause::Like(parameter) => write!(f, "{LIKE}{parameter}"),
             Cause::Rule(number) => write!(f, "{RULE}{number}"),
-            Cause::Again => f.write_str(AGAIN),
+            Cause::SecondGather => f.write_str(SECOND_GATHER),
             Cause::Demanded(demand) => demand.fmt(f),
             Cause::On { axis, demand } => write!(f, "`{axis}`: {demand}"),
         }
@@ -374,7 +374,7 @@ impl From<Demand> for Cause {
 }
 
 impl Cause {
-    /// Reads one cause; what is none of the others is demanded.
+    /// Reads one cause. A text that is no other cause is a demand.
     fn read(text: &str) -> Cause {
         let found = Cut::read(text, SUMMED)
             .map(Cause::Summed)
@@ -385,7 +385,7 @@ impl Cause {
                 (!path.contains(' ')).then(|| Cause::Like(path.into()))
             })
             .or_else(|| text.strip_prefix(RULE)?.parse().ok().map(Cause::Rule))
-            .or_else(|| (text == AGAIN).then_some(Cause::Again))
+            .or_else(|| (text == SECOND_GATHER).then_some(Cause::SecondGather))
             .or_else(|| {
                 let (axis, words) = text.strip_prefix('`')?.split_once("`: ")?;
                 is_name(axis).then(|| Cause::On { axis: axis.into(), demand: Demand::read(words) })
@@ -393,7 +393,7 @@ impl Cause {
         found.filter(|cause| cause.to_string() == text).unwrap_or_else(|| Demand::read(text).into())
     }
 
-    /// The same cause with what `change` makes of every path in it.
+    /// The same cause with every path in it replaced by the result of `change`.
     fn map_paths(&self, change: &mut impl FnMut(&ModulePath) -> ModulePath) -> Cause {
         let mut cut = |cut: &Cut| {
             let tensors = cut.tensors.iter().map(|t| Shown { of: change(&t.of), state: t.state.clone() }).collect();
@@ -409,7 +409,7 @@ impl Cause {
         }
     }
 
-    /// The paths in it, in the order of [`Cause::map_paths`].
+    /// The paths in the cause, in the order in which [`Cause::map_paths`] visits them.
     fn paths(&self) -> Vec<&ModulePath> {
         let (mut paths, demand): (Vec<&ModulePath>, _) = match self {
             Cause::Summed(cut) | Cause::Elsewhere(cut) => {
@@ -417,7 +417,7 @@ impl Cause {
             }
             Cause::Like(path) => (vec![path], None),
             Cause::Demanded(demand) | Cause::On { demand, .. } => (Vec::new(), Some(demand)),
-            Cause::Together(_) | Cause::Rule(_) | Cause::Again => (Vec::new(), None),
+            Cause::Together(_) | Cause::Rule(_) | Cause::SecondGather => (Vec::new(), None),
         };
         if let Some(Entry::Module(path)) = demand.and_then(Demand::entry) {
             paths.push(path);
@@ -426,25 +426,26 @@ impl Cause {
     }
 }
 
-/// Between the causes of a reason.
+/// The separator of the causes of a reason.
 const BETWEEN: &str = "; ";
 
-/// Why a pass put an operation where it is; empty for what the model itself says.
+/// Why a pass added an operation or chose its placement; empty for the operations of the model.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Reason(Arc<[Cause]>);
 
 impl Reason {
-    /// Its parts, in the order in which they are printed.
+    /// The causes, in the order in which they are printed.
     pub fn causes(&self) -> &[Cause] {
         &self.0
     }
 
-    /// Whether nothing is said.
+    /// Whether there are no causes.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// What cuts a tensor along an axis, of the reason of a tensor: what is said of that axis, otherwise what is said first.
+    /// Given the reason of a tensor, why it is sharded along an axis: the demand that concerns this axis, otherwise the
+    /// first demand.
     pub fn demand(&self, axis: &str) -> Option<&Demand> {
         let about = self.0.iter().find_map(|cause| match cause {
             Cause::On { axis: about, demand } if **about == *axis => Some(demand),
@@ -458,30 +459,30 @@ impl Reason {
         })
     }
 
-    /// The same reason with one more cause, if it does not have that one yet.
+    /// The same reason with one more cause, unless it has this cause already.
     #[must_use]
     pub fn and(&self, cause: Cause) -> Reason {
         if self.0.contains(&cause) { self.clone() } else { self.0.iter().cloned().chain([cause]).collect() }
     }
 
-    /// The paths in it, in their order.
+    /// The paths in the reason, in order.
     pub fn paths(&self) -> impl Iterator<Item = &ModulePath> {
         self.0.iter().flat_map(Cause::paths)
     }
 
-    /// The same reason with what `change` makes of every path in it.
+    /// The same reason with every path in it replaced by the result of `change`.
     #[must_use]
     pub fn map_paths(&self, mut change: impl FnMut(&ModulePath) -> ModulePath) -> Reason {
         self.0.iter().map(|cause| cause.map_paths(&mut change)).collect()
     }
 
-    /// Reads what [`Display`](fmt::Display) writes, and everything else as notes. For the parsers of programs.
+    /// Reads what [`Display`](fmt::Display) writes; any other text becomes notes. Only the parsers of programs use it.
     pub fn read(text: &str) -> Reason {
         if text.is_empty() { Reason::default() } else { separate(text).into_iter().map(Cause::read).collect() }
     }
 }
 
-/// The causes of a text: cut at semicolons that are not between quotation marks.
+/// Splits a text into its causes, at semicolons that are not between quotation marks.
 fn separate(text: &str) -> Vec<&str> {
     let (mut parts, mut start) = (Vec::new(), 0);
     let (mut quoted, mut escaped) = (false, false);
@@ -567,7 +568,7 @@ mod tests {
                 Cause::Together("einsum".into()),
                 Cause::Like(odd.clone()),
                 Cause::Rule(24),
-                Cause::Again,
+                Cause::SecondGather,
                 demand.clone().into(),
                 Cause::On { axis: "dp".into(), demand: demand.clone() },
             ];
@@ -602,7 +603,7 @@ mod tests {
     }
 
     #[test]
-    fn each_axis_has_its_demand() {
+    fn demands_are_found_by_axis() {
         let said = |text: &str, axis: &str| Reason::read(text).demand(axis).map(ToString::to_string);
         let reason = "`tp`: plan \"tp\"; `dp`: fsdp: sharded over `dp`";
         assert_eq!(said(reason, "tp").as_deref(), Some("plan \"tp\""));
@@ -612,7 +613,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_said_once() {
+    fn a_cause_is_added_once() {
         let reason = Reason::read("rule 7").and(Cause::Rule(7)).and(Cause::Rule(9));
         assert_eq!(reason.to_string(), "rule 7; rule 9");
     }

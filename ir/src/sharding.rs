@@ -1,35 +1,35 @@
-//! Where a value lies on the mesh: the placement part of its type.
+//! Shardings: how the type of a value places it on the mesh.
 //!
-//! A dimension lists the axes that shard it, major to minor, each axis cutting its parent's chunk
-//! in ceil-sized pieces (10 over 2×2 is 3, 2, 3, 2). A value can also be *partial* over some axes:
-//! each rank then holds a term, and the value is their sum (or maximum, ...). The notation follows
-//! Shardy (`tensor<8@dp, ...>`) and DTensor's `Partial`.
+//! A dimension lists the axes that shard it, major to minor. Each axis cuts the chunk of the axis before it into pieces
+//! of rounded-up size (10 over 2×2 is 3, 2, 3, 2). A value can also be *partial* over some axes: each rank then holds a
+//! term, and the value is the sum (or maximum, …) of the terms. The notation follows Shardy (`tensor<8@dp, ...>`) and
+//! DTensor's `Partial`.
 
 use crate::DType;
 use crate::mesh::{AxisId, AxisSet, Mesh};
 use crate::op::ReduceOp;
 use std::fmt::Write as _;
 
-/// The axes over which a value is still to be reduced, and how.
+/// How a value is partial: the axes over which it has to be reduced, and the reduction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Partial {
-    /// How the ranks' terms combine.
+    /// How the terms of the ranks combine.
     pub op: ReduceOp,
-    /// Over which axes; never empty.
+    /// The axes; never empty.
     pub axes: AxisSet,
 }
 
-/// How a value is distributed: per dimension the axes that shard it, and the partial axes.
+/// How a value is distributed over the mesh.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Sharding {
-    /// For every dimension the axes that shard it, major to minor.
+    /// For each dimension, the axes that shard it, major to minor.
     pub dims: Vec<Vec<AxisId>>,
-    /// The axes over which the value is an unreduced partial.
+    /// How the value is partial; `None` if it is not.
     pub partial: Option<Partial>,
 }
 
 impl Sharding {
-    /// Every rank holds the whole value.
+    /// The sharding under which every rank holds the whole value.
     pub fn replicated(rank: usize) -> Self {
         Sharding { dims: vec![Vec::new(); rank], partial: None }
     }
@@ -49,17 +49,17 @@ impl Sharding {
         self.partial.map_or(AxisSet::EMPTY, |p| p.axes)
     }
 
-    /// Whether every rank of the axis holds the same local value.
+    /// Whether all ranks along the axis hold the same local value.
     pub fn is_invariant(&self, axis: AxisId) -> bool {
         !self.sharded_axes().union(self.partial_axes()).contains(axis)
     }
 
-    /// The dimension that `axis` shards.
+    /// The dimension that `axis` shards, if there is one.
     pub fn dim_of(&self, axis: AxisId) -> Option<usize> {
         self.dims.iter().position(|d| d.contains(&axis))
     }
 
-    /// This sharding, no longer partial over `axes`.
+    /// This sharding, but not partial over `axes`.
     #[must_use]
     pub fn reduced(&self, axes: AxisSet) -> Self {
         let rest = self.partial_axes().minus(axes);
@@ -67,7 +67,7 @@ impl Sharding {
         Sharding { dims: self.dims.clone(), partial }
     }
 
-    /// This sharding, partial over `axes` too. `None` if it is partial under another operator.
+    /// This sharding, also partial over `axes`. `None` if it is partial under another operator.
     pub fn with_partial(&self, op: ReduceOp, axes: AxisSet) -> Option<Self> {
         if axes.is_empty() {
             return Some(self.clone());
@@ -87,34 +87,34 @@ impl Sharding {
         s
     }
 
-    /// This sharding without the minor-most axis of `dim`, if that axis is `axis`.
+    /// This sharding without the minor-most axis of `dim`. `None` if that axis is not `axis`.
     pub fn popped(&self, dim: usize, axis: AxisId) -> Option<Self> {
         let mut s = self.clone();
         (s.dims.get_mut(dim)?.pop()? == axis).then_some(s)
     }
 }
 
-/// The type of a value: element type, global shape, placement.
+/// The type of a value: element type, global shape and placement.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Type {
     /// Element type.
     pub dtype: DType,
-    /// Global shape, in elements.
+    /// The global shape, in elements.
     pub shape: Vec<usize>,
-    /// Placement on the mesh. Of a logical (unplaced) graph: replicated.
+    /// The placement on the mesh. In a logical graph, every value is replicated.
     pub sharding: Sharding,
 }
 
-/// The piece of one dimension that a rank holds.
+/// The range of indices in one dimension that a rank holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {
-    /// First global index.
+    /// The first global index.
     pub offset: usize,
-    /// Number of indices, possibly 0.
+    /// The number of indices, possibly 0.
     pub len: usize,
 }
 
-/// The chunk that a rank holds of a dimension of `size` elements sharded by `axes`, major to minor.
+/// The chunk that the rank at `coords` holds of a dimension of `size` indices that `axes` shard, major to minor.
 pub fn chunk(size: usize, axes: &[AxisId], mesh: &Mesh, coords: &[usize]) -> Chunk {
     axes.iter().fold(Chunk { offset: 0, len: size }, |c, &axis| {
         let step = c.len.div_ceil(mesh.size(axis));
@@ -131,49 +131,49 @@ impl Type {
         Type { dtype, shape, sharding }
     }
 
-    /// The same type, placed elsewhere.
+    /// The same type with another placement.
     #[must_use]
     pub fn placed(&self, sharding: Sharding) -> Self {
         Type { sharding, ..self.clone() }
     }
 
-    /// Number of dimensions.
+    /// The number of dimensions.
     pub fn rank(&self) -> usize {
         self.shape.len()
     }
 
-    /// Number of elements of the whole value.
+    /// The number of elements of the whole value.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Size of the whole value in bytes.
+    /// The size of the whole value in bytes.
     pub fn bytes(&self) -> usize {
         self.elements() * self.dtype.bytes()
     }
 
-    /// The chunk of every dimension that the rank at `coords` holds.
+    /// The chunks that the rank at `coords` holds, one per dimension.
     pub fn local(&self, mesh: &Mesh, coords: &[usize]) -> Vec<Chunk> {
         self.shape.iter().zip(&self.sharding.dims).map(|(&n, axes)| chunk(n, axes, mesh, coords)).collect()
     }
 
-    /// The local shape at `coords`.
+    /// The local shape on the rank at `coords`.
     pub fn local_shape(&self, mesh: &Mesh, coords: &[usize]) -> Vec<usize> {
         self.local(mesh, coords).iter().map(|c| c.len).collect()
     }
 
-    /// The local shape of the rank that holds most: every dimension's first chunk.
+    /// The largest local shape, which is that of the first rank.
     pub fn max_local_shape(&self, mesh: &Mesh) -> Vec<usize> {
         self.local_shape(mesh, &vec![0; mesh.axes().len()])
     }
 
-    /// Bytes of the largest local piece.
+    /// The bytes of the largest local tensor.
     pub fn max_local_bytes(&self, mesh: &Mesh) -> usize {
         self.max_local_shape(mesh).iter().product::<usize>() * self.dtype.bytes()
     }
 
-    /// Whether every rank of `axes` holds equal pieces of dimension `dim` when it is cut by them in
-    /// addition to the axes that already cut it.
+    /// Whether all ranks hold equally many indices of dimension `dim` if `axis` shards it in addition to the axes that
+    /// already do.
     pub fn divides(&self, dim: usize, axis: AxisId, mesh: &Mesh) -> bool {
         let cut: usize = self.sharding.dims[dim].iter().map(|&a| mesh.size(a)).product();
         self.shape[dim].is_multiple_of(cut * mesh.size(axis))
@@ -195,7 +195,7 @@ impl Type {
     }
 }
 
-/// `@tp` for one axis, `@(tp,dp)` for several, nothing for none.
+/// The text form of axes: `@tp` for one, `@(tp,dp)` for several, and nothing for none.
 pub fn axes_text(axes: &[AxisId], mesh: &Mesh) -> String {
     match axes {
         [] => String::new(),

@@ -1,24 +1,25 @@
-//! Whether the bytes of a program can be counted.
+//! Checks that the sizes of a program fit into its integers.
 //!
-//! Later stages add and multiply sizes in `usize`: of a value, of a buffer of several values, of an arena. All of these are at most a few
-//! times the bytes of all values of the program together, so one check of that sum keeps every one of them from wrapping around.
+//! Later stages compute sizes of values, of buffers for several values and of arenas in `usize`. Each of these sizes is
+//! at most a few times the number of bytes of all values of the program, so one check of that number keeps all of them
+//! from overflowing.
 
 use crate::graph::Graph;
 use crate::op::Op;
 use crate::quote::cut;
 use crate::sharding::Type;
 
-/// The most bytes that all values of a program may have together: a sixteenth of what a `usize` counts.
+/// The greatest number of bytes that all values of a program may have together: a sixteenth of the range of `usize`.
 pub const MOST: usize = 1 << 60;
 
-/// A program whose values have more bytes than can be counted.
+/// The values of a program have more bytes than [`MOST`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{tensor} of type {ty} has more elements than can be addressed{}; use fewer sequences, shorter ones, or a smaller model",
     if *.alone { "" } else { " together with the other values of the program" }
 )]
 pub struct TooLarge {
-    /// The largest value: an input's name, or the operation that makes it and its module.
+    /// The largest value: the name of an input, or an operation and its module.
     pub tensor: String,
     /// Its type.
     pub ty: String,
@@ -26,7 +27,7 @@ pub struct TooLarge {
     pub alone: bool,
 }
 
-/// An error unless all values of the program together have at most [`MOST`] bytes.
+/// Checks that all values of the program together have at most [`MOST`] bytes.
 ///
 /// # Errors
 /// The largest value.
@@ -57,7 +58,8 @@ pub fn addressable(graph: &Graph) -> Result<(), TooLarge> {
     }
 }
 
-/// Bytes of a whole value. A dimension of size 0 counts as 1: products of the other dimensions are computed, too.
+/// The bytes of a whole value. A dimension of size 0 counts as 1, because products of the other dimensions are
+/// computed, too.
 fn bytes(ty: &Type) -> Option<usize> {
     ty.shape.iter().try_fold(ty.dtype.bytes(), |n, &d| n.checked_mul(d.max(1)))
 }
@@ -80,21 +82,21 @@ mod tests {
     }
 
     #[test]
-    fn sums_and_products_that_wrap_around_are_found() {
+    fn overflows_of_sums_and_products_are_found() {
         let most = MOST / 4;
         assert_eq!(addressable(&program(&[&[most]])), Ok(()));
         assert_eq!(addressable(&program(&[&[1 << 40, 4096], &[8]])), Ok(()));
         let said = |shapes: &[&[usize]]| addressable(&program(shapes)).unwrap_err().to_string();
-        let way_out = "; use fewer sequences, shorter ones, or a smaller model";
+        let remedy = "; use fewer sequences, shorter ones, or a smaller model";
         for shape in [&[1usize << 62, 256][..], &[0, 1 << 63, 2], &[most + 1]] {
             let ty = Type::new(DType::F32, shape).display(&Mesh::single());
-            let expected = format!("the tensor `x1` of type {ty} has more elements than can be addressed{way_out}");
+            let expected = format!("the tensor `x1` of type {ty} has more elements than can be addressed{remedy}");
             assert_eq!(said(&[&[2], shape]), expected);
         }
         assert_eq!(
             said(&[&[most], &[1]]),
             format!(
-                "the tensor `x0` of type f32[{most}] has more elements than can be addressed together with the other values of the program{way_out}"
+                "the tensor `x0` of type f32[{most}] has more elements than can be addressed together with the other values of the program{remedy}"
             )
         );
     }

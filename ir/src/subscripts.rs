@@ -1,15 +1,15 @@
 //! Index notation, `"ab,bc->ac"`: which dimension of each operand is which dimension of the result.
 //!
-//! Elementwise operations, reductions and products all carry subscripts, so transposing and
-//! broadcasting need no operations of their own, and the subscripts are the sharding rule.
+//! Elementwise operations, reductions and products have subscripts. Transposes and broadcasts therefore need no
+//! operations of their own, and the subscripts determine how an operation behaves under sharding.
 
 use std::fmt;
 
-/// A letter of the notation. Letters are numbered in order of first appearance, so that equal
-/// notations are equal values.
+/// A letter of the notation. Letters are numbered in order of first appearance, so that equivalent notations are equal
+/// values.
 pub type Letter = u8;
 
-/// Operand and result subscripts.
+/// The subscripts of the operands and of the result.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Subscripts {
     /// One list of letters per operand.
@@ -34,13 +34,14 @@ impl Subscripts {
         Subscripts { operands, result }
     }
 
-    /// The same letters for `n` operands and the result: a plain elementwise operation.
+    /// The subscripts of an elementwise operation without transposes and broadcasts: the same letters for `n` operands
+    /// and the result.
     pub fn elementwise(n: usize, rank: usize) -> Self {
         let letters: Vec<Letter> = (0..rank as Letter).collect();
         Subscripts { operands: vec![letters.clone(); n], result: letters }
     }
 
-    /// Reads `"ab,bc->ac"`.
+    /// Parses `"ab,bc->ac"`.
     pub fn parse(text: &str) -> Option<Self> {
         let (operands, result) = text.split_once("->")?;
         let letters = |s: &str| s.chars().collect::<Vec<char>>();
@@ -53,18 +54,18 @@ impl Subscripts {
         Some(Subscripts::new(&operands, &letters(result)))
     }
 
-    /// Whether every operand has exactly the result's letters in the result's order.
+    /// Whether every operand has the same letters as the result, in the same order.
     pub fn is_elementwise(&self) -> bool {
         self.operands.iter().all(|o| *o == self.result)
     }
 
-    /// Whether letters are numbered in order of first appearance, as [`Subscripts::new`] does.
+    /// Whether letters are numbered in order of first appearance, as by [`Subscripts::new`].
     pub fn is_canonical(&self) -> bool {
         *self == Subscripts::new(&self.operands, &self.result)
     }
 
-    /// The subscripts of an elementwise operation as the text form leaves them out: the result's
-    /// letters for operands of the result's rank, none for operands of rank 0. `None` for other ranks.
+    /// The subscripts that the text form of an elementwise operation omits: operands of the same rank as the result
+    /// have the letters of the result, operands of rank 0 have none. `None` for operands of other ranks.
     pub fn implied(operand_ranks: &[usize], rank: usize) -> Option<Self> {
         let letters: Vec<Letter> = (0..rank).map(|l| l as Letter).collect();
         let row = |&r: &usize| match r {
@@ -76,20 +77,20 @@ impl Subscripts {
         Some(Subscripts { operands, result: letters })
     }
 
-    /// Number of distinct letters.
+    /// The number of distinct letters.
     pub fn letters(&self) -> usize {
         let all = self.operands.iter().flatten().chain(&self.result);
         all.map(|&l| l as usize + 1).max().unwrap_or(0)
     }
 
-    /// The letters that occur in an operand and not in the result.
+    /// The letters that occur in an operand but not in the result.
     pub fn contracted(&self) -> Vec<Letter> {
         let n = self.letters() as Letter;
         (0..n).filter(|l| !self.result.contains(l)).collect()
     }
 
-    /// The size of every letter, from the operands' shapes and, for letters that only the result
-    /// has, the result's shape. `None` if two dimensions of one letter differ.
+    /// The size of every letter, given the shapes of the operands and, for letters that only the result has, the shape
+    /// of the result. `None` if two dimensions with the same letter differ in size.
     pub fn sizes(&self, operands: &[&[usize]], result: Option<&[usize]>) -> Option<Vec<usize>> {
         let mut sizes = vec![None; self.letters()];
         let rows = self.operands.iter().zip(operands.iter().copied());
@@ -115,7 +116,7 @@ impl fmt::Display for Subscripts {
     }
 }
 
-/// `a` to `z`, then `A` to `Z`.
+/// The character of a letter: `a` to `z`, then `A` to `Z`.
 pub fn letter_name(l: Letter) -> char {
     (if l < 26 { b'a' + l } else { b'A' + (l - 26) % 26 }) as char
 }
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_notations_are_equal_values() {
+    fn equivalent_notations_are_equal_values() {
         assert_eq!(Subscripts::parse("bsk,kn->bsn"), Subscripts::parse("abc,cd->abd"));
         assert_eq!(Subscripts::parse("bsk,kn->bsn").unwrap().to_string(), "abc,cd->abd");
         assert_eq!(Subscripts::parse("ab->").unwrap().contracted(), [0, 1]);

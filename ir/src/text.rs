@@ -1,4 +1,4 @@
-//! The text form: one operation per line, types always shown.
+//! The text form of a graph: one operation per line, always with types.
 //!
 //! ```text
 //! mesh <dp=2, tp=4>
@@ -10,14 +10,12 @@
 //! output result "y" %3 layout [8, 512]
 //! ```
 //!
-//! A line is `%number = operation attributes operands : types ; phase micro 2 in module why: reason`; `micro 2` is said of
-//! what belongs to a micro-batch. The type of an input is
-//! followed by the shape that the model knows (`layout`), if it differs, and by the unit that a parameter belongs to
-//! (`unit 3`), if it has one.
-//! An elementwise operation whose operands all have the result's letters or none at all shows no
-//! subscripts. Scalar constants (a `fill` of rank 0) have no line: they stand where they are used,
-//! as `f32:0.5`, and have no provenance. `%3.1` is the second result of `%3`. [`crate::parse`]
-//! reads all of it back.
+//! A line is `%number = operation attributes operands : types ; phase micro 2 in module why: reason`, where `micro 2`
+//! is the micro-batch, if there is one. The type of an input is followed by the shape that the model knows (`layout`),
+//! if it differs, and by the unit of a parameter (`unit 3`), if it has one. An elementwise operation shows its
+//! subscripts only if an operand has letters that differ from those of the result. Scalar constants (a `fill` of rank
+//! 0) have no line; they are printed where they are used, as `f32:0.5`, without their provenance. `%3.1` is the second
+//! result of `%3`. [`crate::parse`] reads the text form.
 
 use crate::graph::{Boundary, Graph, Node, OutputKind, Phase, Value};
 use crate::mesh::{AxisId, Mesh};
@@ -28,10 +26,10 @@ use petgraph::graph::NodeIndex;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-/// Column of the types, so that they stand below each other; longer lines push theirs to the right.
+/// The column in which types are aligned. Types of longer lines are further to the right.
 pub(crate) const TYPE_COLUMN: usize = 44;
 
-/// Prints a graph. `parse` reads it back.
+/// Prints a graph in the text form.
 pub fn print(graph: &Graph) -> String {
     let mut out = format!("{}\n", graph.mesh);
     let names = number(graph);
@@ -65,12 +63,12 @@ pub fn print(graph: &Graph) -> String {
     out
 }
 
-/// Number of every node that stands on a line of its own.
+/// The number of every node that has a line.
 pub fn number(graph: &Graph) -> HashMap<NodeIndex, usize> {
     graph.nodes().filter(|&n| !is_inline(graph, n)).enumerate().map(|(i, n)| (n, i)).collect()
 }
 
-/// Scalar constants are printed where they are used.
+/// Whether a node has no line because it is a scalar constant, which is printed where it is used.
 pub fn is_inline(graph: &Graph, node: NodeIndex) -> bool {
     let n = graph.node(node);
     matches!(n.op, Op::Fill(_)) && n.types.len() == 1 && n.types[0].rank() == 0 && n.types[0].sharding.is_replicated()
@@ -108,7 +106,7 @@ pub fn line(graph: &Graph, node: NodeIndex, names: &HashMap<NodeIndex, usize>) -
     text
 }
 
-/// Phase, micro-batch, module and reason, after the semicolon.
+/// The text after the semicolon: phase, micro-batch, module and reason.
 fn note(node: &Node) -> String {
     let mut parts = Vec::new();
     if !matches!(node.op, Op::Input { .. }) || node.origin.phase != Phase::Forward {
@@ -127,17 +125,17 @@ fn note(node: &Node) -> String {
     parts.join(" ")
 }
 
-/// A text as it is, or quoted where the parser would misread it.
+/// A text as it is, or quoted if the parser would misread it.
 fn bare(text: &str, misread: bool) -> String {
     if misread || text.starts_with('"') || text.contains(char::is_control) { format!("{text:?}") } else { text.into() }
 }
 
-/// ` layout [64, 64]` when the model's own shape differs from the type's.
+/// ` layout [64, 64]` if the shape that the model knows differs from that of the type.
 fn layout_text(layout: &[usize], shape: &[usize]) -> String {
     if layout == shape { String::new() } else { format!(" layout {layout:?}") }
 }
 
-/// How a value is written where it is used: `%3`, `%3.1` or `f32:0.5`.
+/// The text of a value where it is used: `%3`, `%3.1` or `f32:0.5`.
 pub fn value_text(graph: &Graph, value: Value, names: &HashMap<NodeIndex, usize>) -> String {
     match (names.get(&value.node), &graph.node(value.node).op) {
         (Some(i), _) if graph.node(value.node).types.len() > 1 => format!("%{i}.{}", value.result),
@@ -147,12 +145,12 @@ pub fn value_text(graph: &Graph, value: Value, names: &HashMap<NodeIndex, usize>
     }
 }
 
-/// Axis list without the `@`.
+/// A list of axes without the `@`.
 fn axes(list: &[AxisId], mesh: &Mesh) -> String {
     if list.is_empty() { "()".into() } else { axes_text(list, mesh).trim_start_matches('@').to_string() }
 }
 
-/// Mnemonic and attributes.
+/// The mnemonic and the attributes of an operation.
 pub fn operation(node: &Node, mesh: &Mesh) -> String {
     let name = node.op.name();
     match &node.op {
@@ -181,7 +179,7 @@ pub fn operation(node: &Node, mesh: &Mesh) -> String {
     }
 }
 
-/// What an output is, as the text form says it: `update "w"`.
+/// The text of the kind of an output: `update "w"`.
 pub fn output_name(kind: &OutputKind) -> String {
     match kind {
         OutputKind::Result(name) => format!("result {name:?}"),

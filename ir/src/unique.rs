@@ -1,7 +1,7 @@
-//! JSON in which every key of an object stands once.
+//! A parser of JSON that rejects repeated keys.
 //!
-//! JSON readers keep one of two equal keys in silence, so that half of a file that a person wrote means nothing. This
-//! reader gives the same values as `serde_json` and refuses the second key.
+//! Most JSON parsers silently keep one of two equal keys of an object, so a part of a file that a person wrote may have
+//! no effect. This parser gives the same values as `serde_json`, but reports the second key as an error.
 
 use crate::quote::{cut, quoted};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -14,57 +14,57 @@ pub enum UniqueError {
     /// The text is not JSON.
     #[error("{0}")]
     Syntax(String),
-    /// An object has a key twice.
-    #[error("the key {} stands twice in {} (line {line}, column {column})", quoted(.key), cut(.place))]
+    /// An object has the same key twice.
+    #[error("the key {} occurs twice in {} (line {line}, column {column})", quoted(.key), cut(.object))]
     Repeated {
         /// The key.
         key: String,
-        /// The object: the keys and positions that lead to it, or `the outermost object`.
-        place: String,
-        /// Line of the second key, counted from 1.
+        /// The object, as the keys and positions that lead to it, or `the outermost object`.
+        object: String,
+        /// The line of the second key, counted from 1.
         line: usize,
-        /// Column of its last character, counted from 1.
+        /// The column of its last character, counted from 1.
         column: usize,
     },
 }
 
-/// Reads JSON.
+/// Parses JSON.
 ///
 /// # Errors
-/// A text that is not JSON, or is nested more than 127 levels deep; a key that stands twice in one object.
+/// The text is not JSON, is nested more than 127 levels deep, or has a key twice in one object.
 pub fn parse(text: &str) -> Result<Value, UniqueError> {
     let mut reader = serde_json::Deserializer::from_str(text);
-    let mut state = State { way: Vec::new(), repeated: None };
+    let mut state = State { path: Vec::new(), repeated: None };
     let read = Seed(&mut state).deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
     read.map_err(|error| match state.repeated.take() {
-        Some((key, place)) => UniqueError::Repeated { key, place, line: error.line(), column: error.column() },
+        Some((key, object)) => UniqueError::Repeated { key, object, line: error.line(), column: error.column() },
         None => UniqueError::Syntax(cut(&error.to_string()).to_string()),
     })
 }
 
-/// One step on the way to a value.
+/// One step of the path to a value.
 enum Step {
     Key(String),
     Position(usize),
 }
 
 struct State {
-    way: Vec<Step>,
+    path: Vec<Step>,
     /// The second of two equal keys, and the object that it is in.
     repeated: Option<(String, String)>,
 }
 
 impl State {
-    fn place(&self) -> String {
-        let mut place = String::new();
-        for step in &self.way {
+    fn object(&self) -> String {
+        let mut object = String::new();
+        for step in &self.path {
             match step {
-                Step::Key(key) if place.is_empty() => place.push_str(key),
-                Step::Key(key) => place.extend([".", key]),
-                Step::Position(position) => place.push_str(&format!("[{position}]")),
+                Step::Key(key) if object.is_empty() => object.push_str(key),
+                Step::Key(key) => object.extend([".", key]),
+                Step::Position(position) => object.push_str(&format!("[{position}]")),
             }
         }
-        if place.is_empty() { "the outermost object".into() } else { format!("`{}`", cut(&place)) }
+        if object.is_empty() { "the outermost object".into() } else { format!("`{}`", cut(&object)) }
     }
 }
 
@@ -116,9 +116,9 @@ impl<'de> Visitor<'de> for Seed<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
         loop {
-            self.0.way.push(Step::Position(list.len()));
+            self.0.path.push(Step::Position(list.len()));
             let item = items.next_element_seed(Seed(self.0))?;
-            self.0.way.pop();
+            self.0.path.pop();
             match item {
                 Some(item) => list.push(item),
                 None => return Ok(Value::Array(list)),
@@ -130,12 +130,12 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             if map.contains_key(&key) {
-                self.0.repeated = Some((key, self.0.place()));
-                return Err(A::Error::custom("a key stands twice"));
+                self.0.repeated = Some((key, self.0.object()));
+                return Err(A::Error::custom("a key occurs twice"));
             }
-            self.0.way.push(Step::Key(key.clone()));
+            self.0.path.push(Step::Key(key.clone()));
             let value = entries.next_value_seed(Seed(self.0))?;
-            self.0.way.pop();
+            self.0.path.pop();
             map.insert(key, value);
         }
         Ok(Value::Object(map))
@@ -157,16 +157,16 @@ mod tests {
             let expected = serde_json::from_str::<Value>(text).unwrap_err().to_string();
             assert_eq!(parse(text), Err(UniqueError::Syntax(expected)), "{text}");
         }
-        // Nesting ends in an error, not in an overflow of the stack.
+        // Deep nesting is an error and does not overflow the stack.
         assert!(matches!(parse(&"[".repeat(100_000)), Err(UniqueError::Syntax(_))));
     }
 
     #[test]
     fn the_second_of_two_equal_keys_is_an_error() {
         for (text, expected) in [
-            (r#"{"a": 1, "a": 1}"#, r#"the key "a" stands twice in the outermost object (line 1, column 12)"#),
-            (r#"{"a": [{}, {"b": {}, "\u0062": 2}]}"#, r#"the key "b" stands twice in `a[1]` (line 1, column 29)"#),
-            ("{\"a\": {\"b\": {\"\": 1,\n\"\": 2}}}", "the key \"\" stands twice in `a.b` (line 2, column 2)"),
+            (r#"{"a": 1, "a": 1}"#, r#"the key "a" occurs twice in the outermost object (line 1, column 12)"#),
+            (r#"{"a": [{}, {"b": {}, "\u0062": 2}]}"#, r#"the key "b" occurs twice in `a[1]` (line 1, column 29)"#),
+            ("{\"a\": {\"b\": {\"\": 1,\n\"\": 2}}}", "the key \"\" occurs twice in `a.b` (line 2, column 2)"),
         ] {
             assert_eq!(parse(text).unwrap_err().to_string(), expected);
         }

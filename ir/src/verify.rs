@@ -1,8 +1,8 @@
-//! What makes a graph well formed: every operation fits its operands and its result types.
+//! Checks that a graph is well formed: every operation fits its operands and its result types.
 //!
-//! Whether a *placement* is right (an operation gives the sharding that its result type claims) is
-//! the rule table's matter, not this one's; only redistributions are checked here, since they are
-//! nothing but a change of placement: [`redistributed`] is their whole rule.
+//! Whether the *placement* of a result follows from those of the operands is not checked here but against the rule
+//! table of the passes. The exceptions are redistributions, which do nothing but change placements: [`redistributed`]
+//! is their whole rule.
 
 use crate::graph::{Graph, OutputKind, Value};
 use crate::input::{InputId, InputKind};
@@ -18,24 +18,24 @@ use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-/// Most faults of one graph that are reported.
+/// The greatest number of faults of one graph that are reported.
 pub const MOST_FAULTS: usize = 100;
-/// Most operands and results of a node whose types a fault repeats.
+/// The greatest number of operands, and of results, of a node whose types a message shows.
 pub const MOST_SHOWN: usize = 16;
 
-/// One thing that is wrong with a graph, and where.
+/// A fault of a graph, and where it is.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{place}: {fault}")]
+#[error("{location}: {fault}")]
 pub struct VerifyError {
-    /// Where.
-    pub place: Place,
-    /// What.
+    /// The location of the fault.
+    pub location: Location,
+    /// The fault.
     pub fault: Malformed,
 }
 
 /// The part of a graph that an error is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Location {
     /// A node.
     Node {
         /// Its index in the graph.
@@ -44,9 +44,9 @@ pub enum Place {
         line: Option<usize>,
         /// Mnemonic and attributes.
         op: String,
-        /// Types of the first operands; `…` stands for more than [`MOST_SHOWN`].
+        /// The types of the first operands. `…` stands for those after the first [`MOST_SHOWN`].
         operands: Vec<String>,
-        /// Result types, likewise.
+        /// The types of the first results, shortened in the same way.
         results: Vec<String>,
     },
     /// An output.
@@ -57,21 +57,21 @@ pub enum Place {
     Program,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Node { index, line, op, operands, results } => {
+            Location::Node { index, line, op, operands, results } => {
                 let name = line.map_or_else(|| format!("node {index}"), |l| format!("%{l}"));
                 write!(f, "{name} = {}: ({}) -> ({})", cut(op), operands.join(", "), results.join(", "))
             }
-            Place::Output(kind) => write!(f, "output {}", cut(&text::output_name(kind))),
-            Place::Region(path) => write!(f, "region {}", quoted(&path.to_string())),
-            Place::Program => write!(f, "the program"),
+            Location::Output(kind) => write!(f, "output {}", cut(&text::output_name(kind))),
+            Location::Region(path) => write!(f, "region {}", quoted(&path.to_string())),
+            Location::Program => write!(f, "the program"),
         }
     }
 }
 
-/// What can be wrong.
+/// A fault of a graph or of one of its nodes.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Malformed {
     /// An axis that the mesh lacks.
@@ -86,30 +86,30 @@ pub enum Malformed {
         result: u32,
     },
     /// The wrong number of result types.
-    #[error("has {found} result types, needs {expected}")]
+    #[error("has {found} result types but needs {expected}")]
     Results {
-        /// How many the operation has.
+        /// The number of results that the operation has.
         expected: usize,
-        /// How many the node has.
+        /// The number of types that the node has.
         found: usize,
     },
     /// The wrong number of operands.
-    #[error("has {found} operands, needs {expected}")]
+    #[error("has {found} operands but needs {expected}")]
     Operands {
-        /// How many the operation takes.
+        /// The number of operands that the operation takes.
         expected: String,
-        /// How many the node has.
+        /// The number of operands that the node has.
         found: usize,
     },
-    /// A type whose sharding is of another rank than its shape.
-    #[error("the type {ty} has {found} sharded dimensions for its rank")]
+    /// A type whose sharding has another rank than its shape.
+    #[error("the type {ty} has {found} lists of axes instead of one per dimension")]
     Dims {
         /// The type.
         ty: String,
-        /// Number of axis lists.
+        /// The number of lists of axes.
         found: usize,
     },
-    /// A type of more dimensions than there are letters for.
+    /// A type with more dimensions than there are letters.
     #[error("the type has {} dimensions, more than {}", .0, MOST_DIMS)]
     TooManyDims(usize),
     /// An axis occurs twice.
@@ -117,101 +117,101 @@ pub enum Malformed {
     RepeatedAxis {
         /// Name of the axis.
         axis: String,
-        /// The type or the operation's axes.
+        /// The type, or the axes of the operation.
         within: String,
     },
-    /// A partial over no axes.
+    /// A type that is partial over no axes.
     #[error("the type {0} is partial over no axes")]
     EmptyPartial(String),
-    /// More bytes than can be addressed.
+    /// A value with more bytes than can be addressed.
     #[error("the type {0} has more bytes than can be addressed")]
     TooLarge(String),
-    /// Values that are too many bytes together, though none is alone.
-    #[error("its values have more bytes together than can be addressed")]
+    /// Values that together have more bytes than can be addressed, although each alone does not.
+    #[error("its values together have more bytes than can be addressed")]
     AllTooLarge,
     /// Subscripts for another number of operands.
-    #[error("\"{}\" is for {expected} operands, the node has {found}", cut(.subs))]
+    #[error("\"{}\" is for {expected} operands, but the node has {found}", cut(.subs))]
     SubscriptRows {
         /// The subscripts.
         subs: String,
-        /// Operands that they describe.
+        /// The number of operands that they describe.
         expected: usize,
-        /// Operands that there are.
+        /// The number of operands of the node.
         found: usize,
     },
     /// Subscripts that do not have one letter per dimension.
-    #[error("\"{}\" gives {row} {letters} letters, its rank is {rank}", cut(.subs))]
+    #[error("\"{}\" gives {tensor} {letters} letters, but its rank is {rank}", cut(.subs))]
     SubscriptRank {
         /// The subscripts.
         subs: String,
         /// Which tensor.
-        row: Row,
+        tensor: Tensor,
         /// Number of letters.
         letters: usize,
         /// Number of dimensions.
         rank: usize,
     },
-    /// Two dimensions of one letter differ.
+    /// Two dimensions with the same letter differ in size.
     #[error("letter {letter} of \"{}\" is {first} and {second}", cut(.subs))]
     LetterSize {
         /// The subscripts.
         subs: String,
         /// The letter.
         letter: char,
-        /// One size.
+        /// One of the sizes.
         first: usize,
         /// Another size.
         second: usize,
     },
     /// A letter occurs twice in one tensor.
-    #[error("letter {letter} of \"{}\" occurs twice in {row}", cut(.subs))]
+    #[error("letter {letter} of \"{}\" occurs twice in {tensor}", cut(.subs))]
     RepeatedLetter {
         /// The subscripts.
         subs: String,
         /// The letter.
         letter: char,
         /// Which tensor.
-        row: Row,
+        tensor: Tensor,
     },
-    /// A map drops a letter, or a product or reduction invents one.
-    #[error("letter {letter} of \"{}\" occurs only in {row}", cut(.subs))]
+    /// A map drops a letter of an operand, or a product or a reduction has a letter only in its result.
+    #[error("letter {letter} of \"{}\" occurs only in {tensor}", cut(.subs))]
     LoneLetter {
         /// The subscripts.
         subs: String,
         /// The letter.
         letter: char,
         /// Which tensor.
-        row: Row,
+        tensor: Tensor,
     },
-    /// Letters that are not numbered in order of first appearance, or too many to print.
+    /// Letters that are not numbered in order of first appearance, or that are too many to print.
     #[error("\"{}\" is not numbered in order of first appearance (use Subscripts::new), or has more than 52 letters", cut(.0))]
     NotCanonical(String),
     /// The result has the wrong shape.
     #[error("the result's shape should be {expected:?}, not {found:?}")]
     Shape {
-        /// From the operands.
+        /// The shape according to the operands.
         expected: Vec<usize>,
-        /// From the type.
+        /// The shape according to the type.
         found: Vec<usize>,
     },
     /// A tensor has the wrong rank.
-    #[error("{row} should be of rank {expected}, not {found}")]
+    #[error("{tensor} should be of rank {expected}, not {found}")]
     Rank {
         /// Which tensor.
-        row: Row,
-        /// What it should be.
+        tensor: Tensor,
+        /// The expected rank.
         expected: String,
-        /// What it is.
+        /// The actual rank.
         found: usize,
     },
     /// A tensor has the wrong element type.
-    #[error("{row} should be {expected}, not {found}")]
+    #[error("{tensor} should be {expected}, not {found}")]
     DType {
         /// Which tensor.
-        row: Row,
-        /// What it should be.
+        tensor: Tensor,
+        /// The expected element type.
         expected: String,
-        /// What it is.
+        /// The actual element type.
         found: DType,
     },
     /// A dimension that does not exist.
@@ -222,40 +222,41 @@ pub enum Malformed {
         /// The rank.
         rank: usize,
     },
-    /// Indices outside of the operand.
+    /// Indices outside the operand.
     #[error("{what} does not fit the {size} indices of dimension {dim}")]
     Bounds {
-        /// What reaches outside.
+        /// The indices.
         what: String,
         /// The dimension.
         dim: usize,
         /// Its size.
         size: usize,
     },
-    /// Two shapes of the same elements (of a reshape, or a type and its layout) differ in their number.
+    /// Two shapes that must have the same elements (of a reshape, or of a type and its layout) differ in their number
+    /// of elements.
     #[error("the shapes {first:?} and {second:?} differ in their number of elements")]
     Elements {
-        /// One shape: the layout, or a reshape's result.
+        /// One of the shapes: the layout, or the result of the reshape.
         first: Vec<usize>,
-        /// The other: the type's, or a reshape's operand.
+        /// The other shape: that of the type, or the operand of the reshape.
         second: Vec<usize>,
     },
-    /// Updates that do not belong to the indices.
-    #[error("the update's shape {update:?} does not start with the index's {index:?}")]
+    /// Updates whose shape does not match that of the indices.
+    #[error("the update's shape {update:?} does not start with the shape of the index, {index:?}")]
     Leading {
         /// Shape of the index.
         index: Vec<usize>,
         /// Shape of the update.
         update: Vec<usize>,
     },
-    /// An input of partial type.
-    #[error("an input is a whole value, its type cannot be partial")]
+    /// An input of a partial type.
+    #[error("an input is a whole value, so its type cannot be partial")]
     PartialInput,
-    /// A unit of something that is no parameter.
-    #[error("only a parameter belongs to a unit, no input of kind {}", .0.name())]
+    /// A unit of an input that is not a parameter.
+    #[error("only a parameter can belong to a unit, not an input of kind {}", .0.name())]
     Unit(InputKind),
     /// A constant that changes when its terms are combined.
-    #[error("the {op} of one such constant per rank is another value: use to_partial")]
+    #[error("the {op} of one copy per rank differs from this constant: use to_partial")]
     PartialConstant {
         /// The reduction.
         op: &'static str,
@@ -263,7 +264,7 @@ pub enum Malformed {
     /// A redistribution over no axes.
     #[error("a redistribution needs at least one axis")]
     NoAxes,
-    /// Axes that are not the last of a dimension's list.
+    /// Axes that are not the last in the list of the dimension.
     #[error("dimension {dim} does not end with the axes {axes}: gather its minor-most axes, listed major to minor")]
     NotMinorMost {
         /// The dimension.
@@ -271,7 +272,7 @@ pub enum Malformed {
         /// The axes.
         axes: String,
     },
-    /// A reduction of what is not partial that way.
+    /// A reduction of a value that is not partial in this way.
     #[error("the operand is not partial {op} over {axes}")]
     NotPartial {
         /// The reduction.
@@ -279,39 +280,39 @@ pub enum Malformed {
         /// The axes.
         axes: String,
     },
-    /// An axis on which the operand is not the same on every rank.
+    /// An axis along which the operand is not the same on every rank.
     #[error("the operand already varies over axis {0}")]
     NotInvariant(String),
     /// A second reduction operator in one type.
-    #[error("the operand is partial {found}, it cannot become partial {wanted} too")]
+    #[error("the operand is partial {found} and cannot become partial {wanted} too")]
     OtherPartial {
-        /// What it is.
+        /// The operator under which the operand is partial.
         found: &'static str,
-        /// What it should become.
+        /// The operator under which the result should be partial.
         wanted: &'static str,
     },
     /// An all-to-all within one dimension.
     #[error("an all_to_all moves axes to another dimension, not from {0} to {0}")]
     SameDim(usize),
-    /// A redistribution whose result type is not the operand's type moved.
+    /// A redistribution whose result type is not the redistributed type of the operand.
     #[error("the result's type should be {expected}, not {found}")]
     Placement {
-        /// The operand's type, moved.
+        /// The type of the operand, redistributed.
         expected: String,
         /// The result's type.
         found: String,
     },
-    /// Two inputs of one kind and name, or a parameter and a state of one name.
+    /// Two inputs of the same kind and name, or a parameter and a state of the same name.
     #[error("another input has the name {}", quoted(&.0.to_string()))]
     DuplicateInput(InputId),
-    /// Two outputs that say the same.
-    #[error("another output is the same")]
+    /// Two equal outputs.
+    #[error("is defined more than once")]
     DuplicateOutput,
-    /// An update of what is not an input.
+    /// An update of something that is not an input.
     #[error("there is no parameter or state of the name {} to update", quoted(&.0.to_string()))]
     NoSuchInput(InputId),
-    /// An update of another type than its input.
-    #[error("the update is {found}, its input {expected}")]
+    /// An update whose type is not that of its input.
+    #[error("the update is {found}, but its input is {expected}")]
     Update {
         /// The input's type.
         expected: String,
@@ -320,21 +321,21 @@ pub enum Malformed {
     },
 }
 
-/// One of the tensors that an operation touches.
+/// An operand or a result of an operation, by its index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Row {
+pub enum Tensor {
     /// An operand.
     Operand(usize),
     /// A result.
     Result(usize),
 }
 
-impl fmt::Display for Row {
+impl fmt::Display for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Row::Operand(i) => write!(f, "operand {i}"),
-            Row::Result(0) => write!(f, "the result"),
-            Row::Result(i) => write!(f, "result {i}"),
+            Tensor::Operand(i) => write!(f, "operand {i}"),
+            Tensor::Result(0) => write!(f, "the result"),
+            Tensor::Result(i) => write!(f, "result {i}"),
         }
     }
 }
@@ -344,18 +345,18 @@ type Check = Result<(), Malformed>;
 /// Checks a whole graph.
 ///
 /// # Errors
-/// At most one fault per node, output and region, in their order, and no more nodes after
-/// [`MOST_FAULTS`]. Faults that would make others meaningless (a value or an axis that does not
-/// exist, a sharding of another rank than its shape) are reported alone.
+/// At most one fault per node, output and region, in this order. After [`MOST_FAULTS`] faults, no further nodes are
+/// checked. Faults that would make others meaningless (a value or an axis that does not exist, a sharding of another
+/// rank than its shape) are reported alone.
 pub fn verify(graph: &Graph) -> Result<(), Vec<VerifyError>> {
     report(graph, &|n| references(graph, n), &|v| value_exists(graph, v))?;
     let mut inputs: HashMap<&InputId, NodeIndex> = HashMap::new();
     let mut duplicates: HashSet<NodeIndex> = HashSet::new();
-    // A checkpoint knows a tensor by its text alone.
+    // A checkpoint identifies a tensor by its text alone.
     let mut kept: HashSet<String> = HashSet::new();
     for (node, id) in graph.inputs() {
-        let again = id.is_kept() && !kept.insert(id.to_string());
-        if inputs.insert(id, node).is_some() || again {
+        let repeated = id.is_kept() && !kept.insert(id.to_string());
+        if inputs.insert(id, node).is_some() || repeated {
             duplicates.insert(node);
         }
     }
@@ -392,23 +393,24 @@ pub fn verify(graph: &Graph) -> Result<(), Vec<VerifyError>> {
             }
             Err(Malformed::Update { expected: expected.display(&graph.mesh), found: ty.display(&graph.mesh) })
         };
-        errors.extend(check().err().map(|fault| VerifyError { place: Place::Output(output.kind.clone()), fault }));
+        errors
+            .extend(check().err().map(|fault| VerifyError { location: Location::Output(output.kind.clone()), fault }));
     }
     if errors.is_empty() && bytes_of_all(graph).is_none() {
-        errors.push(VerifyError { place: Place::Program, fault: Malformed::AllTooLarge });
+        errors.push(VerifyError { location: Location::Program, fault: Malformed::AllTooLarge });
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
-/// The bytes of all values of a graph whose types are well formed, each as a whole; `None` if they are more than half of
-/// what can be addressed. Sums of sizes that later passes compute, with what alignment adds, do not overflow then.
+/// The bytes of all whole values of a graph whose types are well formed; `None` if they exceed half of what can be
+/// addressed. Otherwise, the sums of aligned sizes that later passes compute do not overflow.
 pub fn bytes_of_all(graph: &Graph) -> Option<usize> {
     let types = graph.nodes().flat_map(|n| &graph.node(n).types);
     let all = types.map(Type::bytes).try_fold(0usize, usize::checked_add)?;
     (all <= isize::MAX as usize / 2).then_some(all)
 }
 
-/// Runs a check on every node and one on every value that outputs and regions name.
+/// Runs one check on every node, and another on every value of an output or a region.
 fn report(
     graph: &Graph,
     node: &dyn Fn(NodeIndex) -> Check,
@@ -416,22 +418,24 @@ fn report(
 ) -> Result<(), Vec<VerifyError>> {
     let mut errors = Vec::new();
     for n in graph.nodes() {
-        errors.extend(node(n).err().map(|fault| VerifyError { place: place(graph, n), fault }));
+        errors.extend(node(n).err().map(|fault| VerifyError { location: location(graph, n), fault }));
         if errors.len() == MOST_FAULTS {
             return Err(errors);
         }
     }
     for o in &graph.outputs {
-        errors.extend(value(o.value).err().map(|fault| VerifyError { place: Place::Output(o.kind.clone()), fault }));
+        errors.extend(
+            value(o.value).err().map(|fault| VerifyError { location: Location::Output(o.kind.clone()), fault }),
+        );
     }
     for r in &graph.regions {
         let fault = r.values().find_map(|v| value(v).err());
-        errors.extend(fault.map(|fault| VerifyError { place: Place::Region(r.path.clone()), fault }));
+        errors.extend(fault.map(|fault| VerifyError { location: Location::Region(r.path.clone()), fault }));
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
-fn place(graph: &Graph, n: NodeIndex) -> Place {
+fn location(graph: &Graph, n: NodeIndex) -> Location {
     let node = graph.node(n);
     let show = |t: &Type| t.display(&graph.mesh);
     let operand = |v: &Value| graph.node(v.node).types.get(v.result as usize).map_or("?".into(), show);
@@ -439,7 +443,7 @@ fn place(graph: &Graph, n: NodeIndex) -> Place {
     let more =
         |shown: Vec<String>, all: usize| [shown, if all > MOST_SHOWN { vec!["…".into()] } else { vec![] }].concat();
     let inline = |n: NodeIndex| !graph.node(n).types.is_empty() && text::is_inline(graph, n);
-    Place::Node {
+    Location::Node {
         index: n.index(),
         line: (!inline(n)).then(|| graph.nodes().take(n.index()).filter(|&m| !inline(m)).count()),
         op: text::operation(node, &graph.mesh),
@@ -454,7 +458,7 @@ fn value_exists(graph: &Graph, v: Value) -> Check {
     if (v.result as usize) < results { Ok(()) } else { Err(missing) }
 }
 
-/// Whether everything that a node refers to exists, and its types can be looked at.
+/// Checks that everything that a node refers to exists and that its types can be printed.
 fn references(graph: &Graph, n: NodeIndex) -> Check {
     let node = graph.node(n);
     let expected = node.op.results();
@@ -482,11 +486,11 @@ fn references(graph: &Graph, n: NodeIndex) -> Check {
     }
 }
 
-/// Checks a type on its own: one list of axes per dimension, every axis at most once, a partial
-/// over at least one axis, a size that can be addressed. The axes must exist.
+/// Checks a type on its own: it has one list of axes per dimension, each axis at most once, a partial over at least one
+/// axis, and a size that can be addressed. The axes must exist.
 ///
 /// # Errors
-/// The first of these that does not hold.
+/// The first of these conditions that does not hold.
 pub fn check_type(ty: &Type, mesh: &Mesh) -> Result<(), Malformed> {
     let show = || ty.display(mesh);
     if ty.sharding.dims.len() != ty.shape.len() {
@@ -501,7 +505,7 @@ pub fn check_type(ty: &Type, mesh: &Mesh) -> Result<(), Malformed> {
     if ty.sharding.partial.is_some() && partial.is_empty() {
         return Err(Malformed::EmptyPartial(show()));
     }
-    // A size of 0 hides no overflow: products of the other dimensions are computed too.
+    // A dimension of size 0 counts as 1, because products of the other dimensions are computed, too.
     let bytes = ty.shape.iter().try_fold(ty.dtype.bytes(), |n, &d| n.checked_mul(d.max(1)));
     if bytes.is_none_or(|b| b > isize::MAX as usize) {
         return Err(Malformed::TooLarge(show()));
@@ -531,22 +535,22 @@ fn expect_shape(expected: &[usize], ty: &Type) -> Check {
     Err(Malformed::Shape { expected: expected.into(), found: ty.shape.clone() })
 }
 
-fn expect_dtype(row: Row, expected: DType, ty: &Type) -> Check {
+fn expect_dtype(tensor: Tensor, expected: DType, ty: &Type) -> Check {
     if ty.dtype == expected {
         return Ok(());
     }
-    Err(Malformed::DType { row, expected: expected.to_string(), found: ty.dtype })
+    Err(Malformed::DType { tensor, expected: expected.to_string(), found: ty.dtype })
 }
 
-fn expect_integer(row: Row, ty: &Type) -> Check {
+fn expect_integer(tensor: Tensor, ty: &Type) -> Check {
     if matches!(ty.dtype, DType::I64 | DType::I32 | DType::U8) {
         return Ok(());
     }
-    Err(Malformed::DType { row, expected: "an integer".into(), found: ty.dtype })
+    Err(Malformed::DType { tensor, expected: "an integer".into(), found: ty.dtype })
 }
 
-fn expect_rank(row: Row, ty: &Type, expected: &str, holds: bool) -> Check {
-    if holds { Ok(()) } else { Err(Malformed::Rank { row, expected: expected.into(), found: ty.rank() }) }
+fn expect_rank(tensor: Tensor, ty: &Type, expected: &str, holds: bool) -> Check {
+    if holds { Ok(()) } else { Err(Malformed::Rank { tensor, expected: expected.into(), found: ty.rank() }) }
 }
 
 fn expect_dim(dim: usize, ty: &Type) -> Check {
@@ -557,7 +561,7 @@ fn bounds(holds: bool, what: String, dim: usize, size: usize) -> Check {
     if holds { Ok(()) } else { Err(Malformed::Bounds { what, dim, size }) }
 }
 
-/// A shape with another size of one dimension.
+/// The shape with another size in one dimension.
 fn resized(shape: &[usize], dim: usize, size: usize) -> Vec<usize> {
     let mut shape = shape.to_vec();
     shape[dim] = size;
@@ -576,7 +580,7 @@ fn check_node(graph: &Graph, n: NodeIndex) -> Check {
         return Err(Malformed::Operands { expected, found: operands.len() });
     }
     let ty = &node.types[0];
-    let same_dtype = || expect_dtype(Row::Result(0), operands[0].dtype, ty);
+    let same_dtype = || expect_dtype(Tensor::Result(0), operands[0].dtype, ty);
     match &node.op {
         Op::Input { id, layout, unit } => {
             if ty.sharding.partial.is_some() {
@@ -589,11 +593,11 @@ fn check_node(graph: &Graph, n: NodeIndex) -> Check {
         }
         Op::Fill(s) => check_constant(ty, Some(*s)),
         Op::Iota => {
-            expect_rank(Row::Result(0), ty, "1", ty.rank() == 1)?;
+            expect_rank(Tensor::Result(0), ty, "1", ty.rank() == 1)?;
             check_constant(ty, None)
         }
         Op::Random { .. } => {
-            expect_rank(Row::Operand(0), operands[0], "0", operands[0].rank() == 0)?;
+            expect_rank(Tensor::Operand(0), operands[0], "0", operands[0].rank() == 0)?;
             check_constant(ty, None)
         }
         Op::Map { f, subs } => {
@@ -602,7 +606,7 @@ fn check_node(graph: &Graph, n: NodeIndex) -> Check {
             lone(subs, false)
         }
         Op::Einsum { subs } => {
-            expect_dtype(Row::Operand(1), operands[0].dtype, operands[1])?;
+            expect_dtype(Tensor::Operand(1), operands[0].dtype, operands[1])?;
             same_dtype()?;
             check_subscripts(subs, &operands, ty)?;
             lone(subs, true)
@@ -638,8 +642,8 @@ fn check_node(graph: &Graph, n: NodeIndex) -> Check {
             same_dtype()?;
             expect_dim(*dim, operands[0])?;
             for (i, t) in operands.iter().enumerate() {
-                expect_dtype(Row::Operand(i), ty.dtype, t)?;
-                expect_rank(Row::Operand(i), t, &ty.rank().to_string(), t.rank() == operands[0].rank())?;
+                expect_dtype(Tensor::Operand(i), ty.dtype, t)?;
+                expect_rank(Tensor::Operand(i), t, &ty.rank().to_string(), t.rank() == operands[0].rank())?;
             }
             let sum = operands.iter().fold(0usize, |n, t| n.saturating_add(t.shape[*dim]));
             operands.iter().try_for_each(|t| expect_shape(&resized(&t.shape, *dim, sum), ty))
@@ -655,15 +659,15 @@ fn check_node(graph: &Graph, n: NodeIndex) -> Check {
         Op::Take => {
             let (table, index) = (operands[0], operands[1]);
             same_dtype()?;
-            expect_integer(Row::Operand(1), index)?;
-            expect_rank(Row::Operand(0), table, "1 or more", table.rank() > 0)?;
+            expect_integer(Tensor::Operand(1), index)?;
+            expect_rank(Tensor::Operand(0), table, "1 or more", table.rank() > 0)?;
             expect_shape(&[&index.shape[..], &table.shape[1..]].concat(), ty)
         }
         Op::ScatterAdd => {
             let (index, update) = (operands[0], operands[1]);
-            expect_dtype(Row::Result(0), update.dtype, ty)?;
-            expect_integer(Row::Operand(0), index)?;
-            expect_rank(Row::Result(0), ty, "1 or more", ty.rank() > 0)?;
+            expect_dtype(Tensor::Result(0), update.dtype, ty)?;
+            expect_integer(Tensor::Operand(0), index)?;
+            expect_rank(Tensor::Result(0), ty, "1 or more", ty.rank() > 0)?;
             if !update.shape.starts_with(&index.shape) {
                 return Err(Malformed::Leading { index: index.shape.clone(), update: update.shape.clone() });
             }
@@ -672,9 +676,9 @@ fn check_node(graph: &Graph, n: NodeIndex) -> Check {
         Op::Put => {
             let (table, index, rows) = (operands[0], operands[1], operands[2]);
             same_dtype()?;
-            expect_integer(Row::Operand(1), index)?;
-            expect_dtype(Row::Operand(2), table.dtype, rows)?;
-            expect_rank(Row::Operand(0), table, "1 or more", table.rank() > 0)?;
+            expect_integer(Tensor::Operand(1), index)?;
+            expect_dtype(Tensor::Operand(2), table.dtype, rows)?;
+            expect_rank(Tensor::Operand(0), table, "1 or more", table.rank() > 0)?;
             expect_shape(&table.shape, ty)?;
             if !rows.shape.starts_with(&index.shape) {
                 return Err(Malformed::Leading { index: index.shape.clone(), update: rows.shape.clone() });
@@ -688,8 +692,8 @@ fn check_node(graph: &Graph, n: NodeIndex) -> Check {
         }
         Op::TopK => {
             same_dtype()?;
-            expect_integer(Row::Result(1), &node.types[1])?;
-            expect_rank(Row::Operand(0), operands[0], "1 or more", operands[0].rank() > 0)?;
+            expect_integer(Tensor::Result(1), &node.types[1])?;
+            expect_rank(Tensor::Operand(0), operands[0], "1 or more", operands[0].rank() > 0)?;
             let last = operands[0].rank() - 1;
             expect_dim(last, ty)?;
             let (size, k) = (operands[0].shape[last], ty.shape[last]);
@@ -712,7 +716,7 @@ fn check_node(graph: &Graph, n: NodeIndex) -> Check {
     }
 }
 
-/// A constant may be partial only if combining one copy per rank gives the constant again.
+/// Checks that a constant is partial only if combining one copy per rank gives the same constant.
 fn check_constant(ty: &Type, value: Option<Scalar>) -> Check {
     let Some(p) = ty.sharding.partial else {
         return Ok(());
@@ -727,20 +731,20 @@ fn check_constant(ty: &Type, value: Option<Scalar>) -> Check {
 
 fn check_map_dtypes(f: MapFn, operands: &[&Type], ty: &Type) -> Check {
     let like = |from: usize, rows: &[usize]| {
-        rows.iter().try_for_each(|&i| expect_dtype(Row::Operand(i), operands[from].dtype, operands[i]))
+        rows.iter().try_for_each(|&i| expect_dtype(Tensor::Operand(i), operands[from].dtype, operands[i]))
     };
     match f {
         MapFn::Select => {
-            expect_dtype(Row::Operand(0), DType::Bool, operands[0])?;
+            expect_dtype(Tensor::Operand(0), DType::Bool, operands[0])?;
             like(1, &[2])?;
         }
         MapFn::Not | MapFn::And | MapFn::Or => {
-            operands.iter().enumerate().try_for_each(|(i, t)| expect_dtype(Row::Operand(i), DType::Bool, t))?;
+            operands.iter().enumerate().try_for_each(|(i, t)| expect_dtype(Tensor::Operand(i), DType::Bool, t))?;
         }
         _ => like(0, &(1..operands.len()).collect::<Vec<_>>())?,
     }
     let dtypes: Vec<DType> = operands.iter().map(|t| t.dtype).collect();
-    expect_dtype(Row::Result(0), f.result_dtype(&dtypes), ty)
+    expect_dtype(Tensor::Result(0), f.result_dtype(&dtypes), ty)
 }
 
 fn check_subscripts(subs: &Subscripts, operands: &[&Type], ty: &Type) -> Check {
@@ -752,13 +756,13 @@ fn check_subscripts(subs: &Subscripts, operands: &[&Type], ty: &Type) -> Check {
         return Err(Malformed::SubscriptRows { subs: subs.to_string(), expected, found });
     }
     let mut sizes: HashMap<Letter, usize> = HashMap::new();
-    let rows =
-        subs.operands.iter().zip(operands.iter().copied()).enumerate().map(|(i, (l, t))| (Row::Operand(i), l, t));
-    for (row, letters, t) in rows.chain([(Row::Result(0), &subs.result, ty)]) {
+    let tensors =
+        subs.operands.iter().zip(operands.iter().copied()).enumerate().map(|(i, (l, t))| (Tensor::Operand(i), l, t));
+    for (tensor, letters, t) in tensors.chain([(Tensor::Result(0), &subs.result, ty)]) {
         if letters.len() != t.rank() {
             return Err(Malformed::SubscriptRank {
                 subs: subs.to_string(),
-                row,
+                tensor,
                 letters: letters.len(),
                 rank: t.rank(),
             });
@@ -766,7 +770,7 @@ fn check_subscripts(subs: &Subscripts, operands: &[&Type], ty: &Type) -> Check {
         for (i, (&l, &n)) in letters.iter().zip(&t.shape).enumerate() {
             let (subs, letter) = (|| subs.to_string(), letter_name(l));
             if letters[..i].contains(&l) {
-                return Err(Malformed::RepeatedLetter { subs: subs(), letter, row });
+                return Err(Malformed::RepeatedLetter { subs: subs(), letter, tensor });
             }
             let first = *sizes.entry(l).or_insert(n);
             if first != n {
@@ -777,26 +781,27 @@ fn check_subscripts(subs: &Subscripts, operands: &[&Type], ty: &Type) -> Check {
     Ok(())
 }
 
-/// A map must keep every letter; a product or a reduction (`sums`) must not invent one.
+/// Checks that the result of a map has all letters of the operands, and that a product or a reduction (`sums`) has no
+/// letter only in its result.
 fn lone(subs: &Subscripts, sums: bool) -> Check {
-    let error = |l: Letter, row| Malformed::LoneLetter { subs: subs.to_string(), letter: letter_name(l), row };
+    let error = |l: Letter, tensor| Malformed::LoneLetter { subs: subs.to_string(), letter: letter_name(l), tensor };
     if sums {
         let invented = subs.result.iter().find(|l| !subs.operands.iter().any(|o| o.contains(l)));
-        return invented.map_or(Ok(()), |&l| Err(error(l, Row::Result(0))));
+        return invented.map_or(Ok(()), |&l| Err(error(l, Tensor::Result(0))));
     }
     for (i, o) in subs.operands.iter().enumerate() {
         if let Some(&l) = o.iter().find(|l| !subs.result.contains(l)) {
-            return Err(error(l, Row::Operand(i)));
+            return Err(error(l, Tensor::Operand(i)));
         }
     }
     Ok(())
 }
 
-/// The type that a redistribution gives an operand: the whole rule of that operation. Other
-/// operations give the operand's own type.
+/// The type of the result of a redistribution, which is the whole rule of that operation. Other operations give the
+/// type of the operand.
 ///
 /// # Errors
-/// If the operand's type does not admit it.
+/// The type of the operand does not allow the redistribution.
 pub fn redistributed(op: &Op, operand: &Type, mesh: &Mesh) -> Result<Type, Malformed> {
     let s = &operand.sharding;
     let list = |axes: &[AxisId]| axes_text(axes, mesh).trim_start_matches('@').to_string();

@@ -1,12 +1,14 @@
-//! Repetition: deep programs fold, read back, and get longer and shorter, whatever their layers do.
+//! Tests of repetition: deep programs can be folded, read back, lengthened and shortened, whatever their layers
+//! compute.
 
 use proptest::prelude::*;
 use std::fmt::Write as _;
 use tpc_ir::block::{Block, Lines};
 use tpc_ir::{Graph, Op, fold, parse, text, verify};
 
-/// A training step of `layers` layers, each of some kinds that take turns, as its choices say:
-/// operations with own weights and constants, dropout, saved values, gradients, updates, a norm of all.
+/// A training step of `layers` layers of `kinds` alternating kinds. The choices determine the operations of each kind,
+/// which use their own weights and constants. The step has dropout, saved values, gradients, updates, and a norm over
+/// everything.
 fn step(choices: &[u8], kinds: usize, layers: usize) -> Graph {
     let mut out = String::from("mesh <tp=2>\n");
     let mut line = 0;
@@ -107,7 +109,7 @@ fn largest(graph: &Graph) -> Block {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Two kinds of layers that take turns are one block of half as many occurrences.
+    /// Two alternating kinds of layers form one block with half as many occurrences.
     #[test]
     fn deep_programs_fold_and_read_back(choices in prop::collection::vec(any::<u8>(), 62), kinds in 1usize..3, layers in 0usize..15) {
         let graph = step(&choices, kinds, layers);
@@ -121,7 +123,7 @@ proptest! {
         }
     }
 
-    /// Layers put in or left out give the program that has as many layers from the start.
+    /// Adding or removing layers yields the program that was built with that many layers.
     #[test]
     fn deep_programs_get_longer_and_shorter(choices in prop::collection::vec(any::<u8>(), 62), kinds in 1usize..3, more in 1usize..9) {
         let (short, long) = (6 * kinds, (6 + more) * kinds);
@@ -130,7 +132,7 @@ proptest! {
             (&few, &many, short, (more * kinds) as i64),
             (&many, &few, long, -((more * kinds) as i64)),
         ] {
-            // Two kinds that were drawn alike are one: an occurrence is then one layer, not two.
+            // If both kinds are drawn equal, an occurrence is one layer instead of two.
             let block = largest(from);
             let by = added * block.count as i64 / layers as i64;
             let resized = Lines::of(from).resized(&block, by);
@@ -150,7 +152,7 @@ proptest! {
 
 #[test]
 fn a_block_has_its_regions_and_what_crosses_their_borders() {
-    // Every layer: %m = mul %x, %w (kept for the backward pass); %y = add %x, %m.
+    // Every layer is %m = mul %x, %w (saved for the backward pass); %y = add %x, %m.
     let graph =
         step(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], 1, 8);
     let found = Lines::of(&graph);
@@ -165,7 +167,7 @@ fn a_block_has_its_regions_and_what_crosses_their_borders() {
     let forward = found.boundary(&run("forward"), 3);
     assert_eq!((forward.arguments.len(), forward.owned.len(), forward.results.len()), (1, 1, 1));
     assert!(!forward.saved.is_empty(), "{}", fold::print(&graph));
-    // What the forward pass saves is what the backward pass reads besides the gradient that comes in.
+    // The backward pass reads the incoming gradient and what the forward pass saves.
     let backward = found.boundary(&run("backward"), 3);
     assert!(backward.arguments.len() > 1 && !backward.saved.is_empty());
     for which in 0..run("forward").count {
@@ -175,16 +177,16 @@ fn a_block_has_its_regions_and_what_crosses_their_borders() {
 }
 
 #[test]
-fn blocks_that_cannot_be_read_say_where() {
+fn errors_in_blocks_have_a_location() {
     let read = |body: &str| parse::parse(&format!("mesh <>\n{body}")).unwrap_err().to_string();
     assert_eq!(read("block @a ×0 {\n}"), "line 2, column 11: expected a number from 1 to 100000, found `0`");
     assert_eq!(
         read("block @a ×3 {\n"),
-        "line 2, column 14: expected lines and a closing `}` below, found the end of the line"
+        "line 2, column 14: expected lines and a closing `}` on later lines, found the end of the line"
     );
     assert_eq!(
         read("block @a ×3 {\n  %{0..1} = input data \"x.{0..2}\" : f32[]\n}"),
-        "line 3, column 3: expected numbers like {3..8} that take whole steps, found `%`"
+        "line 3, column 3: expected ranges like {3..8} that consist of equal steps, found `%`"
     );
     assert_eq!(read("block @a {\n}"), "line 2, column 10: expected `x`, found `{`");
     let error = read("block @a ×2 {\n  %{0..1} = neg %{7..8} : f32[]\n}");

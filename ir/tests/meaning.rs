@@ -1,5 +1,5 @@
-//! What single operations mean, by hand; that a wrong placement is seen; that the reference is fast
-//! enough to compare models with.
+//! Tests of the interpreter: results of single operations against hand-computed ones, detection of wrong placements,
+//! and sufficient speed for comparing models.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -10,7 +10,7 @@ fn graph(text: &str) -> Graph {
     parse::parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"))
 }
 
-/// The outputs of a graph, logically and placed, which must agree.
+/// The outputs of a graph. Its logical and placed meanings must agree.
 fn outputs(text: &str, inputs: &[(&str, Tensor)]) -> Vec<Vec<f64>> {
     let given = graph(text);
     let id = |name: &str| given.inputs().find(|(_, id)| id.to_string() == name).unwrap().1.clone();
@@ -49,7 +49,7 @@ fn operations_by_hand() {
         ("cumsum dim=0 %0 : f32[2, 3]", vec![1.0, 2.0, 3.0, 5.0, 7.0, 9.0]),
         ("cumsum dim=1 %0 : f32[2, 3]", vec![1.0, 3.0, 6.0, 4.0, 9.0, 15.0]),
         ("iota : i64[3]", vec![0.0, 1.0, 2.0]),
-        // Rows that do not exist read as zeros and take no updates.
+        // Rows that do not exist read as zeros and ignore updates.
         ("take %0, %1 : f32[4, 3]", vec![4.0, 5.0, 6.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0]),
         ("scatter_add %1, %1 : i64[2]", vec![0.0, 1.0]),
         ("cast.i32 %0 : i32[2, 3]", vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
@@ -72,7 +72,7 @@ fn operations_by_hand() {
 
 #[test]
 fn uneven_and_empty_chunks_are_right() {
-    // 5 columns over 4 ranks are 2, 2, 1, 0; a row-wise product leaves a sum over them.
+    // 5 columns over 4 ranks are split into 2, 2, 1, 0; a row-wise product results in a partial sum over the ranks.
     let text = "mesh <tp=4>
 %0 = input data \"x\" : f32[2, 5@tp]
 %1 = input parameter \"w\" : f32[5@tp, 3]
@@ -134,9 +134,9 @@ fn simulate_error(body: &str) -> InterpretError {
 }
 
 #[test]
-fn wrong_placements_are_seen() {
+fn wrong_placements_are_detected() {
     for (body, error) in [
-        // Each rank sums its own rows and claims to hold the whole sum.
+        // Each rank sums only its own rows but claims to hold the whole sum.
         (
             "%0 = input data \"x\" : f32[4@tp, 4]\n%1 = reduce_sum \"ab->b\" %0 : f32[4]\noutput loss %1",
             "output Loss differs between ranks at [0]: rank 1 holds 20, an earlier rank 4",
@@ -163,12 +163,12 @@ fn wrong_placements_are_seen() {
         ),
         (
             "%0 = input data \"x\" : f32[4, 4@tp]\n%1 = reshape %0 : f32[16]\noutput loss %1",
-            "node 1 (reshape) on rank 0: gives the local shape [4, 2], but the result's type says [16]",
+            "node 1 (reshape) on rank 0: has a result of local shape [4, 2], but its type requires [16]",
         ),
     ] {
         assert_eq!(simulate_error(body).to_string(), error, "{body}");
     }
-    // Wrong numbers and right shapes: only the comparison of the two meanings shows it.
+    // Wrong numbers in correct shapes are detected only by comparing the two meanings.
     let text = "mesh <tp=2>\n%0 = input data \"x\" : f32[2, 4@tp]\n%1 = reshape %0 : f32[8@tp]\noutput loss %1";
     let inputs = [(InputId::Data("x".into()), Tensor::from_fn(DType::F32, [2, 4], |i| i as f64))].into();
     let options = Options::default();
@@ -193,7 +193,7 @@ fn bad_inputs_are_errors() {
     let error = interpret(&bad, &HashMap::new(), &Options::default()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the graph is not well formed (1 errors): %0 = exp: () -> (f32[2]): has 0 operands, needs 1"
+        "the graph is not well formed (1 errors): %0 = exp: () -> (f32[2]): has 0 operands but needs 1"
     );
 }
 
@@ -207,7 +207,7 @@ fn fifty_million_multiply_adds_are_quick() {
     let inputs = [(InputId::Data("x".into()), Tensor::from_fn(DType::F32, [n, n], |i| (i % 7) as f64))].into();
     let start = Instant::now();
     interpret(&graph(&text), &inputs, &Options::default()).unwrap();
-    // 100 million take about 0.2 s; the bound leaves room for a busy machine.
+    // 100 million take about 0.2 s; the bound allows for a busy machine.
     assert!(start.elapsed().as_secs_f64() < 20.0, "{:?}", start.elapsed());
     println!("100 million multiply-adds: {:?}", start.elapsed());
 }

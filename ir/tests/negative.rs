@@ -1,18 +1,18 @@
-//! What each error of the parser and the verifier says.
+//! The texts of all errors of the parser and the verifier.
 
 use tpc_ir::graph::{Boundary, Region, Value};
 use tpc_ir::verify::{Malformed, VerifyError, verify};
 use tpc_ir::{AxisId, AxisSet, DType, Graph, MapFn, Mesh, Op, Origin, Partial, ReduceOp, Sharding, Subscripts, Type};
 use tpc_ir::{json, parse, text};
 
-/// The error of parsing `body` behind a mesh of dp=2, tp=4 and an input `%0 : f32[8@dp, 6]`.
+/// The error of parsing `body` after a mesh of dp=2, tp=4 and an input `%0 : f32[8@dp, 6]`.
 fn parse_error(body: &str) -> String {
     let head = "mesh <dp=2, tp=4>\n%0 = input data \"x\" : f32[8@dp, 6]\n";
     parse::parse(&format!("{head}{body}")).map(|g| text::print(&g)).unwrap_err().to_string()
 }
 
 #[test]
-fn parse_errors_say_where_and_what() {
+fn parse_errors_have_a_location_and_a_reason() {
     for (body, error) in [
         ("hello", "line 3, column 1: expected `%number = …`, `region` or `output`, found `hello`"),
         ("%x = iota : i64[2]", "line 3, column 2: expected a number, found `x`"),
@@ -99,7 +99,7 @@ fn parse_errors_say_where_and_what() {
 }
 
 #[test]
-fn json_errors_say_where_and_what() {
+fn json_errors_have_a_location_and_a_reason() {
     let graph = parse::parse("mesh <tp=2>\n%0 = input data \"x\" : f32[4@tp]\n%1 = all_gather tp dim=0 %0 : f32[4] ; forward\noutput loss %1").unwrap();
     let printed = json::print(&graph);
     for (from, to, error) in [
@@ -116,7 +116,7 @@ fn json_errors_say_where_and_what() {
         ),
     ] {
         assert!(printed.contains(from), "{from} in {printed}");
-        // An axis is renamed where it is used and not where it is declared.
+        // Renames an axis where it is used but not where it is declared.
         let broken = printed.replace(from, to).replace("\"name\": \"dp\"", "\"name\": \"tp\"");
         assert_eq!(json::parse(&broken).unwrap_err().to_string(), error, "{from} -> {to}");
     }
@@ -124,7 +124,7 @@ fn json_errors_say_where_and_what() {
     assert_eq!(json::parse("3").unwrap_err().to_string(), "at the top: expected an object");
 }
 
-/// The only error of a text behind a mesh of dp=2, tp=4 and some inputs.
+/// The only error of a text after a mesh of dp=2, tp=4 and some inputs.
 fn verify_error(body: &str) -> String {
     let head = "mesh <dp=2, tp=4>\n\
         %0 = input data \"x\" : f32[8@dp, 6]\n\
@@ -144,7 +144,7 @@ fn verify_errors_name_the_node_its_types_and_the_fault() {
     let cases: &[(&str, &str)] = &[
         (
             "%9 = input data \"y\" : f32[4] unit 3",
-            "%6 = input data \"y\": () -> (f32[4]): only a parameter belongs to a unit, no input of kind data",
+            "%6 = input data \"y\": () -> (f32[4]): only a parameter can belong to a unit, not an input of kind data",
         ),
         // Types.
         (
@@ -165,21 +165,27 @@ fn verify_errors_name_the_node_its_types_and_the_fault() {
         ),
         (
             "%9 = fill 1.0 : f32[8] +sum@dp",
-            "%6 = fill 1.0: () -> (f32[8] +sum@dp): the sum of one such constant per rank is another value: use to_partial",
+            "%6 = fill 1.0: () -> (f32[8] +sum@dp): the sum of one copy per rank differs from this constant: use to_partial",
         ),
         (
             "%9 = iota : i64[8] +sum@dp",
-            "%6 = iota: () -> (i64[8] +sum@dp): the sum of one such constant per rank is another value: use to_partial",
+            "%6 = iota: () -> (i64[8] +sum@dp): the sum of one copy per rank differs from this constant: use to_partial",
         ),
         (
             "%9 = input data \"y\" : f32[8] +sum@dp",
-            "%6 = input data \"y\": () -> (f32[8] +sum@dp): an input is a whole value, its type cannot be partial",
+            "%6 = input data \"y\": () -> (f32[8] +sum@dp): an input is a whole value, so its type cannot be partial",
         ),
         // Operands and results.
-        ("%9 = exp : f32[8]", "%6 = exp: () -> (f32[8]): has 0 operands, needs 1"),
-        ("%9 = add %0 : f32[8@dp, 6]", "%6 = add: (f32[8@dp, 6]) -> (f32[8@dp, 6]): has 1 operands, needs 2 or more"),
-        ("%9 = concat dim=0 : f32[8]", "%6 = concat dim=0: () -> (f32[8]): has 0 operands, needs 1 or more"),
-        ("%9 = top_k %0 : f32[8@dp, 2]", "%6 = top_k: (f32[8@dp, 6]) -> (f32[8@dp, 2]): has 1 result types, needs 2"),
+        ("%9 = exp : f32[8]", "%6 = exp: () -> (f32[8]): has 0 operands but needs 1"),
+        (
+            "%9 = add %0 : f32[8@dp, 6]",
+            "%6 = add: (f32[8@dp, 6]) -> (f32[8@dp, 6]): has 1 operands but needs 2 or more",
+        ),
+        ("%9 = concat dim=0 : f32[8]", "%6 = concat dim=0: () -> (f32[8]): has 0 operands but needs 1 or more"),
+        (
+            "%9 = top_k %0 : f32[8@dp, 2]",
+            "%6 = top_k: (f32[8@dp, 6]) -> (f32[8@dp, 2]): has 1 result types but needs 2",
+        ),
         ("%9 = iota : i64[8, 2]", "%6 = iota: () -> (i64[8, 2]): the result should be of rank 1, not 2"),
         (
             "%9 = random bernoulli(0.5) stream=0 %2 : f32[8]",
@@ -218,11 +224,11 @@ fn verify_errors_name_the_node_its_types_and_the_fault() {
         // Subscripts.
         (
             "%9 = einsum \"ab,bc,cd->ad\" %0, %1 : f32[8@dp, 4@tp]",
-            "%6 = einsum \"ab,bc,cd->ad\": (f32[8@dp, 6], f32[6, 4@tp]) -> (f32[8@dp, 4@tp]): \"ab,bc,cd->ad\" is for 3 operands, the node has 2",
+            "%6 = einsum \"ab,bc,cd->ad\": (f32[8@dp, 6], f32[6, 4@tp]) -> (f32[8@dp, 4@tp]): \"ab,bc,cd->ad\" is for 3 operands, but the node has 2",
         ),
         (
             "%9 = einsum \"a,bc->ac\" %0, %1 : f32[8@dp, 4@tp]",
-            "%6 = einsum \"a,bc->ac\": (f32[8@dp, 6], f32[6, 4@tp]) -> (f32[8@dp, 4@tp]): \"a,bc->ac\" gives operand 0 1 letters, its rank is 2",
+            "%6 = einsum \"a,bc->ac\": (f32[8@dp, 6], f32[6, 4@tp]) -> (f32[8@dp, 4@tp]): \"a,bc->ac\" gives operand 0 1 letters, but its rank is 2",
         ),
         (
             "%9 = einsum \"ab,ac->bc\" %0, %1 : f32[6, 4@tp]",
@@ -292,7 +298,7 @@ fn verify_errors_name_the_node_its_types_and_the_fault() {
         ),
         (
             "%9 = scatter_add %2, %0 : f32[5, 6]",
-            "%6 = scatter_add: (i64[3], f32[8@dp, 6]) -> (f32[5, 6]): the update's shape [8, 6] does not start with the index's [3]",
+            "%6 = scatter_add: (i64[3], f32[8@dp, 6]) -> (f32[5, 6]): the update's shape [8, 6] does not start with the shape of the index, [3]",
         ),
         (
             "%9 = cumsum dim=3 %0 : f32[8@dp, 6]",
@@ -357,7 +363,7 @@ fn verify_errors_name_the_node_its_types_and_the_fault() {
         ),
         (
             "%9 = to_partial tp max %4 : f32[6, 6] +sum@(dp,tp)",
-            "%6 = to_partial tp max: (f32[6, 6] +sum@dp) -> (f32[6, 6] +sum@(dp,tp)): the operand is partial sum, it cannot become partial max too",
+            "%6 = to_partial tp max: (f32[6, 6] +sum@dp) -> (f32[6, 6] +sum@(dp,tp)): the operand is partial sum and cannot become partial max too",
         ),
         // Inputs and outputs.
         (
@@ -372,17 +378,17 @@ fn verify_errors_name_the_node_its_types_and_the_fault() {
             "%9 = input state \"y\" : f32[8@dp, 6] layout [7]",
             "%6 = input state \"y\": () -> (f32[8@dp, 6]): the shapes [7] and [8, 6] differ in their number of elements",
         ),
-        ("output loss %0\noutput loss %1", "output loss: another output is the same"),
+        ("output loss %0\noutput loss %1", "output loss: is defined more than once"),
         ("output loss %0 layout [7]", "output loss: the shapes [7] and [8, 6] differ in their number of elements"),
         ("output update \"x\" %0", "output update \"x\": there is no parameter or state of the name \"x\" to update"),
-        ("output update \"w\" %0", "output update \"w\": the update is f32[8@dp, 6], its input f32[6, 4@tp]"),
+        ("output update \"w\" %0", "output update \"w\": the update is f32[8@dp, 6], but its input is f32[6, 4@tp]"),
     ];
     for (body, error) in cases {
         assert_eq!(verify_error(body), *error, "{body}");
     }
 }
 
-/// The faults of a graph that no text can express.
+/// The faults of a graph that cannot be written as text.
 fn faults(graph: &Graph) -> Vec<Malformed> {
     verify(graph).unwrap_err().into_iter().map(|e: VerifyError| e.fault).collect()
 }
@@ -409,7 +415,7 @@ fn graphs_that_no_text_expresses_are_errors_too() {
     let dims = ty.placed(Sharding::replicated(2));
     assert_eq!(faults(&graph(fill(), &dims)), [Malformed::Dims { ty: "f32[4]".into(), found: 2 }]);
 
-    // An operation on such a value is not looked at.
+    // An operation on such a value is not checked.
     let mut g = graph(fill(), &dims);
     g.push(Op::AllGather { dim: 0, axes: vec![AxisId(0)] }, &[Value { node: 0.into(), result: 0 }], ty.clone(), &o);
     let short = ty.placed(Sharding::replicated(0));
@@ -446,9 +452,9 @@ fn graphs_that_no_text_expresses_are_errors_too() {
     assert_eq!(faults(&g), [Malformed::NotCanonical("d->d".into())]);
 }
 
-/// What a line may repeat without bound has a limit, so that memory is in proportion to the text.
+/// Everything that a line can repeat has a limit, so that memory is proportional to the length of the text.
 #[test]
-fn texts_that_are_too_large_say_where() {
+fn errors_in_large_texts_have_a_location() {
     let dims = |n: usize| vec!["1"; n].join(", ");
     let fill = |n: usize| parse_error_of(&format!("%1 = fill 0.0 : f32[{}]", dims(n)));
     assert_eq!(fill(52), None);
@@ -464,15 +470,15 @@ fn texts_that_are_too_large_say_where() {
         parse_error("%1 = all_gather (dp,tp,dp) dim=0 %0 : f32[8, 6]"),
         "line 3, column 24: expected at most the 2 axes of the mesh, found `dp`"
     );
-    // A block of many lines and occurrences is refused before it is in memory.
+    // A block with too many lines and occurrences is rejected before it is expanded.
     let lines: String =
         (0..100).map(|i| format!("  %{{{}..{}}} = iota : i64[4]\n", 1000 + i, 1000 + i + 99_999 * 100)).collect();
     let block = format!("block @a ×100000 forward {{\n{lines}}}\n");
     assert_eq!(
         parse_error(&block),
-        "line 3, column 27: expected blocks that are at most 134217728 bytes when they are written out, found the end of the line"
+        "line 3, column 27: expected blocks that expand to at most 134217728 bytes, found the end of the line"
     );
-    // Sizes that are no numbers of this machine.
+    // Sizes that do not fit into a machine word.
     assert_eq!(
         parse_error("%1 = iota : i64[18446744073709551616]"),
         "line 3, column 17: expected a number, found `18446744073709551616`"
@@ -491,9 +497,9 @@ fn parse_error_of(body: &str) -> Option<String> {
     parse::parse(&format!("{head}{body}")).err().map(|e| e.to_string())
 }
 
-/// A graph with a fault in every node says so of some of them, in a text that can be read.
+/// If every node of a graph has a fault, only some are reported, in a text of readable length.
 #[test]
-fn many_and_long_faults_are_cut() {
+fn many_and_long_faults_are_truncated() {
     let long = "x".repeat(10_000);
     let lines: String = (0..2000).map(|i| format!("%{i} = input data \"{long}\" : f32[2]\n")).collect();
     let faults = verify(&parse::parse(&format!("mesh <>\n{lines}")).unwrap()).unwrap_err();
@@ -507,12 +513,12 @@ fn many_and_long_faults_are_cut() {
 }
 
 #[test]
-fn values_that_are_too_large_together_are_refused() {
+fn values_that_are_too_large_together_are_rejected() {
     let text = |size: usize| format!("mesh <>\n%0 = input data \"x\" : f32[{size}]\n%1 = exp %0 : f32[{size}]\n");
     let found = |size: usize| verify(&parse::parse(&text(size)).unwrap());
     assert_eq!(found((1 << 59) - 1), Ok(()));
     assert_eq!(
         found(1 << 60).unwrap_err()[0].to_string(),
-        "the program: its values have more bytes together than can be addressed"
+        "the program: its values together have more bytes than can be addressed"
     );
 }

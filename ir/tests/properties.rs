@@ -1,5 +1,5 @@
-//! What holds of every graph: it verifies, both written forms read back, and its placed meaning is
-//! its logical meaning.
+//! Properties of every graph: it verifies, both written forms can be read back, and its placed meaning equals its
+//! logical meaning.
 
 mod generator;
 
@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use tpc_ir::interpret::{Options, interpret, simulate};
 use tpc_ir::{Boundary, Graph, Op, Value, json, parse, text, verify};
 
-/// Equal up to scalar constants, which the text form writes where they are used.
+/// Whether two graphs are equal except for the nodes of scalar constants, which the text form writes inline.
 fn same(a: &Graph, b: &Graph) -> bool {
     #[derive(PartialEq, Debug)]
     enum Name {

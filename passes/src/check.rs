@@ -1,55 +1,55 @@
 //! Checks a placed program against the factor table alone.
 //!
-//! Shares nothing with the rewriting: the program must be well formed ([`verify`]), every node's result placement is
-//! derived again from its operands' types, and every update must lie where its input lies.
+//! The check shares nothing with the rewriting. The program must be well formed ([`verify`]), the placement of every
+//! result must be the one that follows from the types of the operands, and every update must be placed like its input.
 
 use crate::rules::{Misplaced, place, place_redistribution, rule};
 use petgraph::graph::NodeIndex;
 use tpc_ir::verify::{VerifyError, verify};
 use tpc_ir::{Graph, Op, OutputKind, Type};
 
-/// What is wrong with a placed program.
+/// A fault of a placed program.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// The program is not well formed, whatever its placements.
+    /// The program is not well formed, regardless of its placements.
     #[error(transparent)]
     Malformed(Box<VerifyError>),
-    /// The operands cannot be combined where they lie.
+    /// The operands cannot be combined as they are placed.
     #[error(
         "%{node} {op} in `{module}`: {source}\n  operands: {operands}\n  result:   {result}\n  a redistribution is missing before it"
     )]
     Misplaced {
-        /// Node number.
+        /// The number of the node.
         node: usize,
-        /// Operation.
+        /// The operation.
         op: String,
-        /// Module path.
+        /// The module.
         module: String,
-        /// Operand types.
+        /// The types of the operands.
         operands: String,
-        /// Declared result type.
+        /// The declared type of the result.
         result: String,
-        /// What is wrong.
+        /// The fault.
         source: Misplaced,
     },
-    /// The declared placement is not the one that follows.
-    #[error("%{node} {op} in `{module}` is declared {declared}, but its operands give {derived}")]
+    /// The declared placement is not the one that follows from the operands.
+    #[error("%{node} {op} in `{module}` is declared as {declared}, but its operands imply {derived}")]
     Declared {
-        /// Node number.
+        /// The number of the node.
         node: usize,
-        /// Operation.
+        /// The operation.
         op: String,
-        /// Module path.
+        /// The module.
         module: String,
         /// The type in the program.
         declared: String,
-        /// The type that follows.
+        /// The type that follows from the operands.
         derived: String,
     },
-    /// An output is partial, or an update lies elsewhere than its input.
+    /// An output is partial, or an update is not placed like its input.
     #[error("output {output} is {found}, expected {expected}")]
     Output {
-        /// Which output.
+        /// The output.
         output: String,
         /// Its type.
         found: String,
@@ -58,7 +58,7 @@ pub enum CheckError {
     },
 }
 
-/// Checks every node and output of a placed graph, its inputs' types included.
+/// Checks every node and output of a placed graph, including the types of the inputs.
 ///
 /// # Errors
 /// The first violation.
@@ -84,10 +84,10 @@ pub fn check(graph: &Graph) -> Result<(), CheckError> {
     Ok(())
 }
 
-/// [`verify`] with the first of its errors.
+/// Like [`verify`], but returns only the first error.
 ///
 /// # Errors
-/// A program that is not well formed.
+/// The program is not well formed.
 pub fn well_formed(graph: &Graph) -> Result<(), CheckError> {
     let first = |errors: Vec<VerifyError>| errors.into_iter().next().expect("a failed check has an error");
     verify(graph).map_err(|errors| CheckError::Malformed(Box::new(first(errors))))
@@ -111,7 +111,7 @@ fn check_node(graph: &Graph, id: NodeIndex) -> Result<(), CheckError> {
         Err(source) => Err(CheckError::Misplaced {
             node: id.index(),
             op: node.op.name(),
-            module: node.origin.place(),
+            module: node.origin.location(),
             operands: types.iter().map(|t| show(t)).collect::<Vec<_>>().join(", "),
             result: show(&node.types[0]),
             source,
@@ -119,7 +119,7 @@ fn check_node(graph: &Graph, id: NodeIndex) -> Result<(), CheckError> {
         Ok(s) if s != node.types[0].sharding => Err(CheckError::Declared {
             node: id.index(),
             op: node.op.name(),
-            module: node.origin.place(),
+            module: node.origin.location(),
             declared: show(&node.types[0]),
             derived: show(&node.types[0].placed(s)),
         }),

@@ -1,6 +1,7 @@
-//! What an operation costs on a target: seconds of compute by a roofline, seconds of communication by α–β.
+//! The cost of an operation on a target: seconds of computation by the roofline model, and seconds of communication by
+//! the α–β model.
 //!
-//! The α–β model is Hockney's; ring bytes are those of Thakur et al. All numbers come from the [`Target`].
+//! The α–β model is Hockney's, and the bytes of rings are those of Thakur et al. All numbers come from the [`Target`].
 
 use crate::targets::{Link, Target};
 use petgraph::graph::NodeIndex;
@@ -8,21 +9,21 @@ use std::collections::{HashMap, HashSet};
 use tpc_ir::program::wire_bytes;
 use tpc_ir::{AxisId, Graph, Mesh, Op, Phase, Type};
 
-/// Whether a collective begins alone.
+/// Whether a collective begins alone or in a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Company {
-    /// It pays its latency.
+    /// It begins alone, so its latency counts.
     Alone,
-    /// It begins together with others, in one bucket, and costs one more part of that.
+    /// It begins together with others in one bucket, so only the cost of another part counts.
     Together,
 }
 
-/// Seconds that the slowest rank needs for an operation with these operand and result types.
+/// The seconds that the slowest rank takes for an operation with the given types of operands and result.
 pub fn seconds(target: &Target, op: &Op, operands: &[&Type], result: &Type, mesh: &Mesh) -> f64 {
     seconds_in(Company::Alone, target, op, operands, result, mesh)
 }
 
-/// [`seconds`] of an operation that begins alone or together with others.
+/// Like [`seconds`], for an operation that begins alone or together with others.
 pub fn seconds_in(company: Company, target: &Target, op: &Op, operands: &[&Type], result: &Type, mesh: &Mesh) -> f64 {
     let device = &target.device;
     let local = |t: &Type| t.max_local_bytes(mesh) as f64;
@@ -32,7 +33,7 @@ pub fn seconds_in(company: Company, target: &Target, op: &Op, operands: &[&Type]
     };
     match op {
         Op::Input { .. } => 0.0,
-        // Made where it is read.
+        // It is computed where it is read.
         Op::Fill(_) | Op::Iota => 0.0,
         Op::ShardSlice { .. } | Op::Index { .. } => device.launch * device.view,
         Op::ToPartial { axes, .. } => latency(target.links.group(mesh, *axes)) * target.mask,
@@ -56,7 +57,7 @@ pub fn seconds_in(company: Company, target: &Target, op: &Op, operands: &[&Type]
     }
 }
 
-/// Seconds of a whole placed graph on its slowest rank, nothing overlapped.
+/// The seconds of a whole placed graph on its slowest rank, without overlap.
 pub fn graph_seconds(target: &Target, graph: &Graph) -> f64 {
     let gradients = Gradients::as_lowered(graph);
     graph
@@ -71,7 +72,7 @@ pub fn graph_seconds(target: &Target, graph: &Graph) -> f64 {
         .sum()
 }
 
-/// Floating-point operations of a graph's products, whatever the mesh: two for each term.
+/// The floating-point operations of the products of a graph, regardless of the mesh: two for each term.
 pub fn product_flops(graph: &Graph) -> f64 {
     let products = graph.nodes().filter_map(|node| {
         let Op::Einsum { subs } = &graph.node(node).op else { return None };
@@ -82,23 +83,23 @@ pub fn product_flops(graph: &Graph) -> f64 {
     products.sum()
 }
 
-/// What only the optimizer reads: its reductions wait for each other and travel in buckets
-/// (`lower/bucket.rs`), so that one more costs its bytes and no latency.
+/// The values that only the optimizer reads. Their reductions wait for each other and are merged into buckets
+/// (`lower/bucket.rs`), so another reduction costs its bytes, but no latency.
 pub struct Gradients {
     /// Values before the optimizer, or their reductions, that only the optimizer reads, directly or after further reductions.
     pub values: HashSet<NodeIndex>,
-    /// The axes over which some of them are scattered.
+    /// The lists of axes over which some of the values are scattered.
     scattered: HashSet<Vec<AxisId>>,
-    /// Terms whose sum, over all ranks, is one of the values.
+    /// The terms whose sum over ranks is one of the values.
     pub terms: HashSet<NodeIndex>,
     /// The gathers that complete hierarchical reductions.
     completing: HashSet<NodeIndex>,
 }
 
-/// What an operation has to do with gradients.
+/// How an operation relates to gradients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Role {
-    /// It makes one of the values.
+    /// It computes one of the values.
     pub gradient: bool,
     /// It reads one of the terms.
     pub term: bool,
@@ -107,13 +108,13 @@ pub struct Role {
 }
 
 impl Gradients {
-    /// Those of a placed graph that is to be improved. A value that the optimizer slices does not count, since it should be scattered
-    /// instead.
+    /// The gradients of a placed graph that the search will improve. A value that the optimizer slices does not count,
+    /// because it should be scattered instead.
     pub fn of(graph: &Graph) -> Self {
         Self::read_by(graph, |op| !op.is_redistribution())
     }
 
-    /// Those of a placed graph as it is, sliced or not.
+    /// The gradients of a placed graph as it is lowered, sliced or not.
     fn as_lowered(graph: &Graph) -> Self {
         Self::read_by(graph, |_| true)
     }
@@ -133,7 +134,7 @@ impl Gradients {
             }
             source
         };
-        // A reduction that the optimizer asked for belongs to the value that it reduces.
+        // A reduction in the optimizer belongs to the value that it reduces.
         let is_value = |n: NodeIndex| is_early(n) || reduces(n) && is_early(reduced(n));
         for &node in nodes.iter().rev().filter(|&&n| is_value(n)) {
             let mut users = graph.users(node).map(|(user, _)| user).peekable();
@@ -157,12 +158,12 @@ impl Gradients {
         Gradients { values, scattered, terms, completing }
     }
 
-    /// The role of an operation of the graph, as far as the graph alone tells it.
+    /// The role of an operation, as far as it follows from the graph.
     fn role(&self, node: NodeIndex) -> Role {
         Role { gradient: self.values.contains(&node), term: false, completes: self.completing.contains(&node) }
     }
 
-    /// Whether an operation of this role begins together with others.
+    /// Whether an operation with a role begins together with others.
     pub fn company(&self, op: &Op, role: &Role) -> Company {
         let together = match op {
             Op::AllReduce { .. } => role.gradient,
@@ -174,8 +175,8 @@ impl Gradients {
     }
 }
 
-/// The reductions that rule 25 took apart: for the scatter, the reduction and the gather of each, what it reduces. The
-/// reduction may be taken apart in turn.
+/// The reductions that rule 25 split: for the scatter, the reduction and the gather of each, the value that it reduces.
+/// The inner reduction may be split in turn.
 fn hierarchies(graph: &Graph) -> HashMap<NodeIndex, NodeIndex> {
     let mut found: HashMap<NodeIndex, NodeIndex> = HashMap::new();
     for gather in graph.nodes() {
@@ -188,7 +189,7 @@ fn hierarchies(graph: &Graph) -> HashMap<NodeIndex, NodeIndex> {
         };
         if matches!(&graph.node(scatter).op, Op::ReduceScatter { dim: d, axes: a, .. } if (d, a) == (dim, axes)) {
             let source = graph.operands(scatter)[0].node;
-            // The parts of an inner hierarchy keep what that one reduces, which leads on to this source.
+            // The parts of an inner hierarchy keep the value that it reduces, which leads to this source.
             found.insert(gather, source);
             found.entry(sum).or_insert(source);
             found.insert(scatter, source);
@@ -197,10 +198,10 @@ fn hierarchies(graph: &Graph) -> HashMap<NodeIndex, NodeIndex> {
     found
 }
 
-/// Bytes of the whole value that a collective works on: the side on which a rank holds most; for an
-/// all-to-all what one rank holds.
+/// The bytes of the whole value of a collective, which is the side on which a rank holds more; for an all-to-all, the
+/// bytes that one rank holds.
 pub fn full_bytes(op: &Op, operand: &Type, result: &Type, mesh: &Mesh) -> usize {
-    // Exact, also for uneven chunks: the union of a group's chunks, as the group of rank 0 sees it.
+    // This is exact even for uneven chunks: the union of the chunks of the group of rank 0.
     let local = |t: &Type| t.max_local_bytes(mesh);
     match op {
         Op::AllGather { .. } => local(result),

@@ -1,13 +1,12 @@
-//! Proves that a placed program computes the model: it denotes the logical graph it was made from.
+//! Proves that a placed program computes the model: it denotes the logical graph from which it was derived.
 //!
-//! Shares nothing with the rewriting. A redistribution changes where a value lies and not the value,
-//! so it is erased; what remains is compared with the logical graph as expressions: equal operations
-//! on equal operands are one expression, with global types and without placements. One thing may
-//! differ, since rules 7 and 8 of the e-graph regroup sums: a sum is the multiset of its terms,
-//! each read with its own subscripts, with the terms of inner sums in place of those. That an erased
-//! redistribution is the identity, and that an operation on chunks is the operation, holds wherever
-//! placements follow from the factor table, which is [`check`](mod@crate::check)'s business. Both together are
-//! the proof; it costs one hash per operation and one merge per sum.
+//! The proof shares nothing with the rewriting. A redistribution changes the placement of a value but not the value, so
+//! it is erased. What remains is compared with the logical graph as expressions: equal operations on equal operands are
+//! one expression, with global types and without placements. Sums are an exception, because rules 7 and 8 of the
+//! e-graph regroup them: a sum is the multiset of its terms, each read with its own subscripts, where inner sums are
+//! replaced by their terms. If all placements follow from the factor table, an erased redistribution is the identity,
+//! and an operation on chunks is the operation on the whole; [`check`](mod@crate::check) proves this condition. The
+//! proof takes one hash per operation and one merge per sum.
 //!
 //! Before: `%3 = all_reduce tp sum %1`, `%4 = all_reduce tp sum %2`, `%5 = add %3, %4, %0` and, after
 //! the search, `%3 = add %1, %2`, `%4 = all_reduce tp sum %3`, `%5 = add %4, %0`: both denote
@@ -18,45 +17,45 @@ use rustc_hash::FxHashMap;
 use std::collections::hash_map::Entry;
 use tpc_ir::{DType, Graph, MapFn, Op, Subscripts, Type, Value, text};
 
-/// Where a placed program and its logical graph part.
+/// A difference between a placed program and its logical graph.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DenoteError {
     /// The inputs are not those of the logical graph.
-    #[error("input {position} is {found}, the model has {expected}")]
+    #[error("input {position} is {found}, but the model has {expected}")]
     Input {
-        /// Position among the inputs.
+        /// The position among the inputs.
         position: usize,
-        /// What the program has there.
+        /// The input of the program at this position.
         found: String,
-        /// What the logical graph has there.
+        /// The input of the logical graph at this position.
         expected: String,
     },
     /// The outputs are not those of the logical graph.
-    #[error("output {position} is {found}, the model has {expected}")]
+    #[error("output {position} is {found}, but the model has {expected}")]
     Output {
-        /// Position among the outputs.
+        /// The position among the outputs.
         position: usize,
-        /// What the program has there.
+        /// The output of the program at this position.
         found: String,
-        /// What the logical graph has there.
+        /// The output of the logical graph at this position.
         expected: String,
     },
-    /// An output is computed otherwise: the first operation on the way to it that differs.
+    /// An output is computed differently. The error has the first operation on the path to it that differs.
     #[error(
-        "output {output} does not denote the model's: %{node} {op} in `{module}`\n  found:    {found}\n  expected: {expected}"
+        "output {output} does not denote that of the model: %{node} {op} in `{module}`\n  found:    {found}\n  expected: {expected}"
     )]
     Value {
         /// The output that is wrong.
         output: String,
-        /// Number of the node in the placed graph.
+        /// The number of the node in the placed graph.
         node: usize,
         /// Its operation.
         op: Box<str>,
         /// Its module path.
         module: Box<str>,
-        /// What it computes, erased.
+        /// The operation in the program, without redistributions.
         found: String,
-        /// What the logical graph has in its place, and where.
+        /// The operation in the logical graph, and its location.
         expected: String,
     },
 }
@@ -64,7 +63,7 @@ pub enum DenoteError {
 /// Proves that the outputs of `placed` denote those of `logical`.
 ///
 /// # Errors
-/// The first output that is another value, with the operation where it begins to be one.
+/// The first output that differs, with the first operation that differs.
 pub fn denotes(placed: &Graph, logical: &Graph) -> Result<(), DenoteError> {
     signature(placed, logical)?;
     let mut known = Expressions::default();
@@ -79,7 +78,7 @@ pub fn denotes(placed: &Graph, logical: &Graph) -> Result<(), DenoteError> {
     Ok(())
 }
 
-/// Inputs and outputs are the same, in the same order.
+/// Checks that both graphs have the same inputs and outputs in the same order.
 fn signature(placed: &Graph, logical: &Graph) -> Result<(), DenoteError> {
     let nothing = || "nothing".to_string();
     let inputs = |g: &Graph| -> Vec<String> {
@@ -113,36 +112,36 @@ fn global(ty: &Type) -> String {
     Type::new(ty.dtype, ty.shape.clone()).display(&tpc_ir::Mesh::single())
 }
 
-/// Number of an expression.
+/// The number of an expression.
 type Id = u32;
 
-/// Number of an expression read with subscripts: a term of a sum.
+/// The number of a term of a sum, which is an expression that is read with subscripts.
 type TermId = u32;
 
-/// What a value is, apart from where it lies.
+/// The meaning of a value, independent of its placement.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Expression {
-    /// One result of an operation.
+    /// A result of an operation.
     Result { op: Op, operands: Vec<Id>, types: Vec<(DType, Vec<usize>)>, result: u32 },
-    /// A sum; its terms in the order of their numbers, as often as they occur.
+    /// A sum. Its terms are ordered by number and repeated as often as they occur.
     Sum { terms: Vec<TermId>, dtype: DType, shape: Vec<usize> },
 }
 
-/// All expressions of both graphs, each once.
+/// The distinct expressions of both graphs.
 #[derive(Default)]
 struct Expressions {
     list: Vec<Expression>,
     ids: FxHashMap<Expression, Id>,
-    /// For every term its expression and, for each dimension of that, the dimension of the sum.
+    /// For each term, its expression and, for each dimension of the expression, the dimension of the sum.
     terms: Vec<(Id, Vec<u8>)>,
     term_ids: FxHashMap<(Id, Vec<u8>), TermId>,
 }
 
-/// The expressions of a graph's values.
+/// The expressions of the values of a graph.
 struct Denotation<'a> {
     graph: &'a Graph,
     values: FxHashMap<Value, Id>,
-    /// The first operation that computes an expression; no redistribution.
+    /// The first operation that computes each expression, other than a redistribution.
     first: FxHashMap<Id, NodeIndex>,
 }
 
@@ -196,11 +195,11 @@ impl Expressions {
         }
     }
 
-    /// A sum of expressions, with the terms of those that are sums of the same element type.
+    /// The sum of expressions. Those that are sums of the same element type are replaced by their terms.
     fn sum(&mut self, subs: &Subscripts, operands: &[Id], (dtype, shape): &(DType, Vec<usize>)) -> Id {
         let mut terms: Vec<TermId> = Vec::new();
         for (&id, letters) in operands.iter().zip(&subs.operands) {
-            // A letter of the sum's own result is the dimension where it stands there.
+            // Each letter becomes its dimension in the result of the sum.
             let dims: Vec<u8> =
                 letters.iter().filter_map(|l| subs.result.iter().position(|r| r == l)).map(|d| d as u8).collect();
             let added = match &self.list[id as usize] {
@@ -216,7 +215,7 @@ impl Expressions {
         self.number(Expression::Sum { terms, dtype: *dtype, shape: shape.clone() })
     }
 
-    /// Terms of a sum whose dimension `d` is the dimension `dims[d]` of another.
+    /// The terms of a sum whose dimension `d` is the dimension `dims[d]` of an outer sum.
     fn reread(&mut self, terms: &[TermId], dims: &[u8]) -> Vec<TermId> {
         let read = |known: &mut Self, t: TermId| {
             let (id, own) = known.terms[t as usize].clone();
@@ -228,7 +227,7 @@ impl Expressions {
         read
     }
 
-    /// The first operation on the way to two different expressions that differs itself.
+    /// The error for two different expressions: the first operation on the path to them that differs.
     fn difference(
         &self,
         output: String,
@@ -237,7 +236,7 @@ impl Expressions {
         expected: &Denotation,
         mut e: Id,
     ) -> DenoteError {
-        // What computes them, for sums that stand nowhere as they are: the last reader's node.
+        // The nodes that compute them. For a sum that is not a value of the graph, it is the node of its reader.
         let (mut at, mut like) = (found.first[&f], expected.first[&e]);
         while let Some((down, other)) = self.below(f, e) {
             (f, e) = (down, other);
@@ -250,13 +249,14 @@ impl Expressions {
             output,
             node: text::number(found.graph).get(&at).copied().unwrap_or(at.index()),
             op: node.op.name().into(),
-            module: node.origin.place().into(),
+            module: node.origin.location().into(),
             found: self.shown(f, e, found),
             expected: format!("{}{line}", self.shown(e, f, expected)),
         }
     }
 
-    /// The one pair of operands in which two expressions differ that are the same operation.
+    /// The first pair of operands in which two expressions of the same operation differ. `None` if the expressions
+    /// themselves differ.
     fn below(&self, f: Id, e: Id) -> Option<(Id, Id)> {
         use Expression::{Result, Sum};
         match (&self.list[f as usize], &self.list[e as usize]) {
@@ -266,7 +266,7 @@ impl Expressions {
             ) if (a, s, i) == (b, t, j) && x.len() == y.len() => {
                 let mut pairs = x.iter().zip(y).filter(|(x, y)| x != y);
                 let first = pairs.next()?;
-                // Operands that only changed places are wrong here, not below.
+                // If operands are only swapped, this operation is wrong and not its operands.
                 let swapped = pairs.any(|(x, y)| (x, y) == (first.1, first.0));
                 (!swapped).then_some((*first.0, *first.1))
             }
@@ -291,7 +291,7 @@ impl Expressions {
         lacking
     }
 
-    /// An expression over the lines of its graph; of a sum only the terms that `other` lacks.
+    /// The text of an expression in terms of the lines of its graph; for a sum, only the terms that `other` lacks.
     fn shown(&self, id: Id, other: Id, side: &Denotation) -> String {
         let names = text::number(side.graph);
         let name = |id: &Id| match side.first.get(id) {
@@ -310,14 +310,14 @@ impl Expressions {
                     if let Expression::Sum { terms, .. } = &self.list[other as usize] { &terms[..] } else { &[] };
                 let own: Vec<String> = self.without(terms, others).iter().map(|(id, _)| name(id)).collect();
                 let ty = global(&Type::new(*dtype, shape.clone()));
-                let besides = if own.is_empty() { "nothing else".into() } else { own.join(", ") };
-                format!("a sum of {} terms, of its own: {besides} : {ty}", terms.len())
+                let own = if own.is_empty() { "nothing else".into() } else { own.join(", ") };
+                format!("a sum of {} terms, of which only here: {own} : {ty}", terms.len())
             }
         }
     }
 }
 
-/// Two ordered lists as one.
+/// Merges two ordered lists.
 fn merged(a: Vec<TermId>, b: Vec<TermId>) -> Vec<TermId> {
     if a.is_empty() {
         return b;
@@ -326,7 +326,7 @@ fn merged(a: Vec<TermId>, b: Vec<TermId>) -> Vec<TermId> {
     let sorted = all.last() <= b.first();
     all.extend(b);
     if !sorted {
-        // A merge sort sees the two runs and takes linear time.
+        // The sort detects the two runs and takes linear time.
         all.sort();
     }
     all

@@ -1,12 +1,14 @@
-//! Places the tensors that a program keeps from one run to the next and writes rows of: the keys and values of a cache.
+//! Places tensors that a program keeps from one run to the next and of which it writes rows, such as the keys and
+//! values of a cache.
 //!
-//! No plan names them. Each lies like the rows that are written into it, so that a run moves neither the tensor nor the rows:
-//! a cache of keys is sharded by heads where the keys are, by the batch where the batch is, and replicated where several
-//! ranks compute the same head. The dimension of the rows stays whole, because every run writes other rows.
+//! Plans do not name such tensors. Each is placed like the rows that are written into it, so that a run moves neither
+//! the tensor nor the rows: a cache of keys is sharded by heads if the keys are, by the batch if the batch is, and
+//! replicated if several ranks compute the same head. The dimension of the rows stays whole, because every run writes
+//! different rows.
 //!
-//! Before: `%0 = input state "attention/keys" : f32[64, 2, 8, 16]`, `%9 = put %0, %slots, %keys` with
-//! `%keys : f32[1, 2@dp, 8@tp, 16]`, and nothing said of `attention/keys`.
-//! After: an annotation `f32[64, 2@dp, 8@tp, 16]` of that input.
+//! Before: `%0 = input state "attention/keys" : f32[64, 2, 8, 16]`, `%9 = put %0, %slots, %keys` with `%keys : f32[1,
+//! 2@dp, 8@tp, 16]`, and no annotation of `attention/keys`. After: an annotation of this input, `f32[64, 2@dp, 8@tp,
+//! 16]`.
 
 use crate::propagate::propagate_mapped;
 use crate::styles::annotations::{Annotation, Annotations};
@@ -16,14 +18,14 @@ use std::collections::HashSet;
 use tpc_ir::reason::Demand;
 use tpc_ir::{Graph, InputId, InputKind, Op, Output, OutputKind, Sharding, Value};
 
-/// A tensor that is kept, the rows that are written into it, and how many dimensions their numbers have.
+/// A tensor that is kept, the rows that are written into it, and the number of dimensions of the row numbers.
 struct Written<'a> {
     id: &'a InputId,
     rows: Value,
     numbered: usize,
 }
 
-/// The states that a program writes rows of, without those that a plan places.
+/// The states of which a program writes rows, except those that a plan places.
 fn written<'a>(graph: &'a Graph, annotations: &Annotations) -> Vec<Written<'a>> {
     let update = |output: &'a Output| match &output.kind {
         OutputKind::Update(id) => Some(id),
@@ -42,7 +44,7 @@ fn written<'a>(graph: &'a Graph, annotations: &Annotations) -> Vec<Written<'a>> 
     rows.collect()
 }
 
-/// Annotates every state that rows are written into and that nothing places yet.
+/// Annotates every state of which rows are written and that has no annotation yet.
 pub fn place_kept(graph: &Graph, annotations: &mut Annotations, target: &Target) {
     let written = written(graph, annotations);
     if written.is_empty() {

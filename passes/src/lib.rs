@@ -1,23 +1,23 @@
-//! The passes of tpc: each turns a graph into a graph (or a rank program), is a pure function of its
-//! input and options, and has before and after in its documentation.
+//! The passes of tpc. Each pass turns a graph into a graph or a rank program, is a pure function of its input and its
+//! options, and shows an example of before and after in its documentation.
 //!
 //! | question | file |
 //! |---|---|
-//! | how does an operation behave under sharding | [`rules`] |
-//! | how does a captured graph become readable | [`canonicalize`] |
-//! | what does a style mean | [`styles`] |
+//! | how an operation behaves under sharding | [`rules`] |
+//! | how a captured graph is canonicalized | [`canonicalize`] |
+//! | what a style means | [`styles`] |
 //! | clipping, micro-batches, freezing, precision | [`options`] |
-//! | how does every value get its first placement | [`propagate`] |
-//! | how does a value move from one placement to another | [`redistribute`] |
-//! | how are collectives moved, merged and removed | [`egraph`] |
-//! | why is a redistribution there, in which part of the step | [`reasons`] |
-//! | which parameters are gathered again for the backward pass | [`reshard`] |
-//! | what does a plan cost | [`cost`] |
-//! | how fast are the device and its links | [`targets`] |
-//! | how long does a rank's program take, and how much of that does it wait | [`simulate`](mod@simulate) |
-//! | what does a rank execute | [`lower`] |
-//! | is a placed program right | [`mod@check`] |
-//! | does it compute the model | [`denotes`] |
+//! | how every value gets its first placement | [`propagate`] |
+//! | how a value is redistributed from one placement to another | [`redistribute`] |
+//! | how collectives are moved, merged and removed | [`egraph`] |
+//! | why a redistribution exists, and in which phase of the step | [`reasons`] |
+//! | which parameters are gathered a second time for the backward pass | [`reshard`] |
+//! | what an operation costs | [`cost`] |
+//! | how fast a device and its links are | [`targets`] |
+//! | how long a rank program takes, and how much of that time the rank waits | [`simulate`](mod@simulate) |
+//! | what a rank executes | [`lower`] |
+//! | whether the placements of a program are correct | [`mod@check`] |
+//! | whether a placed program computes the model | [`denotes`] |
 #![warn(missing_docs)]
 
 pub mod canonicalize;

@@ -1,10 +1,10 @@
-//! Gives every value a first placement: a valid program exists before any search.
+//! Gives every value a first placement, so that a valid program exists before any search.
 //!
-//! Nodes are visited in order. An operation goes where its operands already are: for each mesh axis
-//! it takes the index that some operand has sharded there and that costs least, moving the other
-//! operands; with nothing sharded, every rank computes everything. A partial result is reduced at
-//! once. Nothing clever happens here (Shardy propagates factor by factor with priorities; the
-//! e-graph then moves what this leaves).
+//! Nodes are visited in order, and an operation follows the placement of its operands. For each mesh axis, it chooses
+//! the index that some operand has sharded over this axis and that costs least, and the other operands are
+//! redistributed; if nothing is sharded, every rank computes everything. A partial result is reduced immediately. This
+//! is deliberately simple, because the e-graph then moves the redistributions. (Shardy, in contrast, propagates factor
+//! by factor with priorities.)
 //!
 //! Before: `%2 = einsum "ab,bc->ac" %0, %1 : f32[16, 64]` with `%0 : f32[16, 256@tp]`.
 //! After: `%3 = shard_slice tp dim=0 %1`, `%4 = einsum … %0, %3 : f32[16, 64] +sum@tp`,
@@ -29,13 +29,13 @@ pub fn propagate(graph: &Graph, annotations: &Annotations, target: &Target) -> G
     placed
 }
 
-/// [`propagate`], and where every value of the logical graph lies then.
+/// Like [`propagate`], without reasons. Also returns the placed value of every value of the logical graph.
 pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Target) -> (Graph, Mapping) {
-    // Regions have served: what only they name is dead.
+    // Regions are no longer needed, so values that only they name are dead.
     let graph = &graph.clone().with_regions(Vec::new());
     let mut cache = Moved::default();
     let mut stored: HashMap<Value, &Storage> = HashMap::new();
-    // Parameters of styles, where they are computed with.
+    // The parameters that styles place, as computations read them.
     let mut style_parameters: HashSet<Value> = HashSet::new();
     let (mut placed, mapping) = rebuild(graph, annotations.mesh.clone(), |new, node, mut operands| {
         let n = graph.node(node);
@@ -58,7 +58,7 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
         }
         let because = |reason: Reason| Origin { reason, ..n.origin.clone() };
         let for_reason = |why: &Reason| because(why.clone());
-        // A stored parameter is converted where it lies, so that the gather moves the smaller type.
+        // A stored parameter is converted before it is gathered, so that the gather sends the smaller type.
         let converts = matches!(n.op, Op::Map { f: MapFn::Cast(_), .. });
         let shard = stored.get(&operands.first().copied().unwrap_or(Value::from(node))).copied().filter(|_| converts);
         for (i, v) in operands.iter_mut().enumerate() {
@@ -76,9 +76,9 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
         }
         let types: Vec<&Type> = operands.iter().map(|&v| new.ty(v)).collect();
         let row = rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
-        // A style's parameter stays where it is: the other operands come to it.
+        // The parameter of a style keeps its placement, and the other operands are redistributed.
         let pinned: Vec<bool> = operands.iter().map(|&v| style_parameters.contains(&uncast(new, v))).collect();
-        // What another reader moved there already costs nothing.
+        // A redistribution that another reader already needed costs nothing.
         let there = |i: usize, sharding: &Sharding| cache.contains_key(&(operands[i], sharding.clone()));
         let wanted = strategy(&row, &types, &pinned, &n.types[0], &new.mesh, target, &there);
         let shardings: Vec<Sharding> = row
@@ -132,20 +132,20 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
     (placed, mapping)
 }
 
-/// Whether a value is a term of a sum over ranks.
+/// Whether a value with a sharding is a term of a sum over ranks.
 fn is_partial_sum(sharding: &Sharding) -> bool {
     sharding.partial.is_some_and(|p| p.op == ReduceOp::Sum)
 }
 
-/// Where values were moved already.
+/// Values that were already redistributed, by value and placement.
 type Moved = FxHashMap<(Value, Sharding), Value>;
 
-/// A value at a placement, moved there at most once.
+/// Redistributes a value to a placement, at most once.
 fn moved_once(cache: &mut Moved, new: &mut Graph, v: Value, to: &Sharding, origin: &Origin) -> Value {
     *cache.entry((v, to.clone())).or_insert_with(|| redistribute(new, v, to, origin))
 }
 
-/// What a value was before it was converted to another element type.
+/// The value before conversions of its element type.
 fn uncast(graph: &Graph, value: Value) -> Value {
     match graph.op(value) {
         Op::Map { f: MapFn::Cast(_), .. } => uncast(graph, graph.operands(value.node)[0]),
@@ -153,7 +153,7 @@ fn uncast(graph: &Graph, value: Value) -> Value {
     }
 }
 
-/// Gradients lie like their parameters and updates like their inputs; other outputs as they are.
+/// Places gradients like their parameters and updates like their inputs. Other outputs keep their placements.
 fn place_outputs(graph: &mut Graph) {
     let inputs = graph.inputs_by_id();
     let place = |output: &Output| {
@@ -169,7 +169,7 @@ fn place_outputs(graph: &mut Graph) {
     }
 }
 
-/// For every factor the axes that cut it.
+/// For every factor, the axes that shard it.
 fn strategy(
     row: &Rule,
     operands: &[&Type],
@@ -198,7 +198,7 @@ fn strategy(
         if let Some(fixed) = fixed {
             options = vec![fixed];
         }
-        // Ties go to the first sharded option: less compute.
+        // Of equal options, the first sharded one wins, because it has less computation.
         let best = options
             .into_iter()
             .map(|o| (option_seconds(row, operands, result, axis, o, mesh, target, there), o))
@@ -207,7 +207,7 @@ fn strategy(
             chosen[f].push(axis);
         }
     }
-    // The order of axes on an index is the one that an operand already has.
+    // The axes of an index have the order that an operand already has.
     for (f, axes) in chosen.iter_mut().enumerate().filter(|(_, axes)| axes.len() > 1) {
         let existing = operands.iter().zip(&row.operands).find_map(|(ty, dims)| {
             let d = dims.iter().position(|&g| g == f)?;
@@ -231,8 +231,8 @@ fn second_reduction(row: &Rule, chosen: &[Vec<AxisId>], f: usize) -> bool {
     matches!((present, reduction(f)), (Some(a), Some(b)) if a != b)
 }
 
-/// Estimated seconds when `axis` cuts `factor` (or nothing): moving operands that are not there yet,
-/// computing, reducing.
+/// The estimated seconds if `axis` shards `factor` (or nothing): redistributing operands that are placed differently,
+/// computing, and reducing.
 #[allow(clippy::too_many_arguments)]
 fn option_seconds(
     row: &Rule,
@@ -246,7 +246,7 @@ fn option_seconds(
 ) -> f64 {
     let mut total = 0.0;
     for (i, (ty, dims)) in operands.iter().zip(&row.operands).enumerate() {
-        // Look at this axis alone: the others are decided on their own.
+        // Only this axis is considered, because the others are decided separately.
         let only = |keep: Option<usize>| {
             let mut s = Sharding::replicated(ty.rank());
             if let Some(d) = keep {

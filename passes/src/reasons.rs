@@ -1,11 +1,11 @@
-//! Says why every redistribution is there: the tensor whose cut causes it with its plan entry or data mode, the
-//! part of the step, the module.
+//! Determines why every redistribution exists: the sharded tensor that causes it with its plan entry or data mode, the
+//! phase of the step, and the module.
 //!
-//! All of it follows from the placed program, whatever rewriting led to it. A reduction is there because
-//! an index is summed that some tensor cuts; a gather because a tensor is cut that is wanted whole. From the
-//! inputs on, `Sources` follows which input cuts a value on which axis, and which cuts made it partial. What
-//! cannot be read off the program is kept: what a plan demands at the boundary of a module, the rules that moved
-//! an operation. Saying it twice changes nothing.
+//! All of this follows from the placed program, regardless of how it was rewritten. A reduction exists because some
+//! tensor is sharded along a summed index, and a gather exists because a sharded tensor is needed whole. Starting at
+//! the inputs, `Sources` tracks which input shards a value over which axis, and which shardings made it partial. Causes
+//! that do not follow from the program are kept: the demands of a plan at the boundary of a module, and the rules that
+//! moved an operation. The pass is idempotent.
 //!
 //! Before: `%5 = all_reduce tp sum %4 ; backward why: rule 7`.
 //! After: `%5 = all_reduce tp sum %4 ; backward in mlp why: mlp.up.weight is cut along the summed index (plan "tp");
@@ -20,7 +20,7 @@ use tpc_ir::input::Shown;
 use tpc_ir::reason::{Cause, Cut, Demand, Reason};
 use tpc_ir::{AxisId, Graph, InputId, MapFn, ModulePath, Op, Phase, Value};
 
-/// Gives every redistribution its reason, phase and module.
+/// Sets the reason, the phase and the module of every redistribution.
 pub fn explain(graph: &mut Graph) {
     let phases = phases(graph);
     for (node, phase) in graph.nodes().zip(phases) {
@@ -47,9 +47,9 @@ fn is_reduction(op: &Op) -> bool {
     matches!(op, Op::AllReduce { .. } | Op::ReduceScatter { .. })
 }
 
-/// The part of the step of every node. What an operation is needed for is not later than itself. A
-/// collective belongs to what needs it first; but what only the optimizer needs of a gradient, and of any sum, belongs
-/// to what makes it. A slice stays where it is, between the two.
+/// The phase of every node. An operation is never in a later phase than its first reader. A collective has the phase of
+/// its first reader; but a reduction that only the optimizer reads, and any collective on a gradient that only the
+/// optimizer reads, has the phase of its operand. A slice keeps its phase, within these bounds.
 fn phases(graph: &Graph) -> Vec<Phase> {
     let mut needed: Vec<Option<Phase>> = vec![None; graph.len()];
     let mut phase: Vec<Phase> = graph.nodes().map(|n| graph.node(n).origin.phase).collect();
@@ -69,7 +69,7 @@ fn phases(graph: &Graph) -> Vec<Phase> {
             *needed = needed.iter().chain(&first).min().copied();
         }
     }
-    // Of a redistribution: the part of the step that makes what it moves.
+    // For a redistribution, the phase that computes the redistributed value.
     let mut made = phase.clone();
     for node in graph.nodes().filter(|&n| moves(n)) {
         let i = node.index();
@@ -86,15 +86,15 @@ fn phases(graph: &Graph) -> Vec<Phase> {
     phase
 }
 
-/// What is cut first of all.
+/// A tensor whose sharding does not follow from others.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Tensor {
     Input(InputId),
-    /// A value that the module places.
+    /// A value that a plan places at the boundary of a module.
     OfModule(ModulePath),
 }
 
-/// An input, or a module that places a value, and the plan entry or data mode that cuts it.
+/// A tensor that is sharded, and the demand that shards it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Source {
     tensor: Tensor,
@@ -102,7 +102,7 @@ struct Source {
 }
 
 impl Source {
-    /// The module of a parameter.
+    /// The module of the tensor, if it is a parameter.
     fn owner(&self) -> Option<ModulePath> {
         match &self.tensor {
             Tensor::Input(InputId::Parameter(path)) => Some(path.holder()),
@@ -118,29 +118,30 @@ impl Source {
     }
 }
 
-/// Number of a source.
+/// The number of a source.
 type SourceId = u32;
 
-/// How a cut causes a collective.
+/// How a sharded tensor causes a collective.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum How {
-    /// The index is summed.
+    /// The sharded index is summed.
     Summed,
-    /// The value is wanted whole, or cut elsewhere.
+    /// The value is needed whole, or with another sharding.
     Elsewhere,
 }
 
-/// What cuts each result on each axis; and what made the first one partial.
+/// For each result, the source for each axis that shards it; and for each axis over which the first result is partial,
+/// the sources that made it partial.
 type Found = (Vec<Vec<(AxisId, SourceId)>>, Vec<(AxisId, BTreeSet<SourceId>)>);
 
-/// Which input cuts a value on which axis, and which cuts made it partial.
+/// Tracks which source shards a value over which axis, and which sources made it partial.
 struct Sources<'a> {
     list: Vec<Source>,
     ids: FxHashMap<Source, SourceId>,
     inputs: FxHashMap<&'a InputId, NodeIndex>,
-    /// By node and result: for every axis that cuts the value, what cuts it; nothing where the compiler does.
+    /// By node and result: the source for each axis that shards the value; none if the compiler chose to shard it.
     cut: Vec<Vec<Vec<(AxisId, SourceId)>>>,
-    /// By node: for every axis over which its result is partial, the cuts of summed indices.
+    /// By node: for each axis over which its result is partial, the sources that shard summed indices.
     summed: Vec<Vec<(AxisId, BTreeSet<SourceId>)>>,
 }
 
@@ -183,13 +184,13 @@ impl<'a> Sources<'a> {
         axes.into_iter().map(|axis| (axis, self.add(source(axis)))).collect()
     }
 
-    /// What cuts a value on an axis.
+    /// The source that shards a value over an axis.
     fn cut(&self, value: Value, axis: AxisId) -> Option<SourceId> {
         let cuts = &self.cut[value.node.index()][value.result as usize];
         cuts.iter().find(|c| c.0 == axis).map(|c| c.1)
     }
 
-    /// The cuts of summed indices that made a value partial over an axis.
+    /// The sources that made a value partial over an axis.
     fn summed(&self, value: Value, axis: AxisId) -> impl Iterator<Item = SourceId> + '_ {
         self.summed[value.node.index()].iter().filter(move |s| s.0 == axis).flat_map(|s| s.1.iter().copied())
     }
@@ -210,7 +211,8 @@ impl<'a> Sources<'a> {
         (vec![cuts], summed)
     }
 
-    /// What cuts a value that a redistribution cuts: a plan that says so, or the parameter like which it lies.
+    /// The source of a sharding that a redistribution introduces: the demand of a plan, or the parameter like which the
+    /// value is placed.
     fn chosen(&mut self, graph: &Graph, node: NodeIndex, axis: AxisId) -> Option<SourceId> {
         let n = graph.node(node);
         let found = n.origin.reason.causes().iter().find_map(|cause| match cause {
@@ -249,8 +251,9 @@ impl<'a> Sources<'a> {
         (cut, summed)
     }
 
-    /// What cuts an index of an operation: of the operands that have it the one with most dimensions (a bias lies
-    /// like what it is added to), then the earliest; of a summed index first of all a parameter itself.
+    /// The source that shards an index of an operation. It is taken from the operand with most dimensions (a bias is
+    /// placed like the value to which it is added), then from the earliest operand. For a summed index, a parameter
+    /// comes first.
     fn of_factor(
         &self,
         graph: &Graph,
@@ -269,7 +272,7 @@ impl<'a> Sources<'a> {
         found.min_by_key(|&(rank, _)| rank).map(|(_, source)| source)
     }
 
-    /// The cuts that a collective is there for.
+    /// The sources that cause a collective.
     fn causes(&self, graph: &Graph, node: NodeIndex) -> Vec<(How, &Source)> {
         let op = &graph.node(node).op;
         if !op.is_collective() {
@@ -290,7 +293,7 @@ impl<'a> Sources<'a> {
     }
 }
 
-/// Whether a value is a parameter, gathered, cut or converted.
+/// Whether a value is a parameter, possibly gathered, sliced or converted.
 fn is_parameter(graph: &Graph, value: Value) -> bool {
     match graph.op(value) {
         Op::Input { id, .. } => id.is_parameter(),
@@ -301,14 +304,14 @@ fn is_parameter(graph: &Graph, value: Value) -> bool {
     }
 }
 
-/// What cuts an input along an axis.
+/// The demand that shards an input along an axis.
 fn demand(graph: &Graph, input: NodeIndex, axis: AxisId) -> Demand {
     let said = graph.node(input).origin.reason.demand(graph.mesh.user_name(axis)).cloned();
     said.unwrap_or_else(|| Demand::Note("".into()))
 }
 
-/// By node: the module whose parameters are updated with it, the innermost that has all of them. A scalar (a rate,
-/// the factor of clipping) is for all parameters.
+/// By node: the innermost module that contains all parameters whose updates depend on the node. Scalars (a learning
+/// rate, the factor of clipping) are not followed, because all parameters depend on them.
 fn goals(graph: &Graph) -> Vec<Option<ModulePath>> {
     let mut goals: Vec<Option<ModulePath>> = vec![None; graph.len()];
     let join = |goal: &mut Option<ModulePath>, module: &ModulePath| match goal {
@@ -328,9 +331,9 @@ fn goals(graph: &Graph) -> Vec<Option<ModulePath>> {
     goals
 }
 
-/// The module of a redistribution: of a reduction that of the terms, of others that of the first reader. In the
-/// backward pass and in the optimizer, of which no module is known: that of the parameters that cause it, otherwise
-/// that of the parameters that it is for.
+/// The module of a redistribution. For a reduction, it is that of the terms, otherwise that of the first reader. If
+/// these have none, as in the backward pass and in the optimizer, it is the module of the parameters that cause it,
+/// otherwise that of the parameters that it serves.
 fn module(graph: &Graph, node: NodeIndex, causes: &[(How, &Source)], goals: &[Option<ModulePath>]) -> ModulePath {
     let known = &graph.node(neighbor(graph, node)).origin.module;
     if !known.is_root() {
@@ -338,14 +341,16 @@ fn module(graph: &Graph, node: NodeIndex, causes: &[(How, &Source)], goals: &[Op
     }
     let cause = causes.iter().filter_map(|(_, source)| source.owner()).reduce(|a, b| a.common(&b));
     let goal = goals[node.index()].clone();
-    // A gradient that is gathered is its parameter's, whatever cuts it; a parameter that is gathered is its own.
+    // A gathered gradient belongs to the module of its own parameter, whichever parameter causes the gather. A gathered
+    // parameter belongs to its own module.
     let gathers_input = matches!(graph.node(source(graph, node)).op, Op::Input { .. });
     let by_cause = is_reduction(&graph.node(node).op) || gathers_input;
     let (first, second) = if by_cause { (cause, goal) } else { (goal, cause) };
     first.filter(|module| !module.is_root()).or(second).unwrap_or_default()
 }
 
-/// What a redistribution belongs to: of a reduction what makes the terms, of others the first reader.
+/// The node to which a redistribution belongs: for a reduction, the one that computes the terms, otherwise the first
+/// reader.
 fn neighbor(graph: &Graph, node: NodeIndex) -> NodeIndex {
     let n = graph.node(node);
     let mut at = Some(node);
@@ -362,7 +367,7 @@ fn neighbor(graph: &Graph, node: NodeIndex) -> NodeIndex {
     at.unwrap_or_else(|| source(graph, node))
 }
 
-/// What a redistribution moves, before all redistributions.
+/// The node whose result a redistribution moves, before any other redistributions.
 fn source(graph: &Graph, node: NodeIndex) -> NodeIndex {
     let mut at = node;
     while graph.node(at).op.is_redistribution() {
@@ -371,7 +376,8 @@ fn source(graph: &Graph, node: NodeIndex) -> NodeIndex {
     at
 }
 
-/// The causes as a reason, with what the program alone does not tell.
+/// The reason of a redistribution: its causes, and those causes of the previous reason that do not follow from the
+/// program.
 fn reason(graph: &Graph, node: NodeIndex, causes: Vec<(How, &Source)>) -> Reason {
     let n = graph.node(node);
     let mut cuts: Vec<(How, Cut)> = Vec::new();
@@ -386,7 +392,7 @@ fn reason(graph: &Graph, node: NodeIndex, causes: Vec<(How, &Source)>) -> Reason
             }
         }
     }
-    // An all-reduce is there because of its terms alone.
+    // Only its terms are the cause of an all-reduce.
     let whole = matches!(n.op, Op::AllReduce { .. }) && !cuts.is_empty();
     let gathers = matches!(n.op, Op::AllGather { .. });
     let over = |axis: &str| n.op.axes().iter().any(|a| graph.mesh.user_name(a) == axis);
@@ -398,7 +404,7 @@ fn reason(graph: &Graph, node: NodeIndex, causes: Vec<(How, &Source)>) -> Reason
             !whole && !said
         }
         Cause::Together(_) | Cause::Like(_) => !whole,
-        Cause::Rule(_) | Cause::Again => true,
+        Cause::Rule(_) | Cause::SecondGather => true,
     });
     let kept: Vec<Cause> = kept.cloned().collect();
     let cuts = cuts.into_iter().map(|(how, cut)| match how {

@@ -1,14 +1,14 @@
-//! The shape of a pass: a new graph, node by node, from an old one.
+//! The framework of passes: builds a new graph node by node from an old one.
 
 use petgraph::graph::NodeIndex;
 use rustc_hash::FxHashMap;
 use tpc_ir::{Boundary, Graph, Mesh, Output, Region, Value};
 
-/// What old values became.
+/// The new value of each old value.
 pub type Mapping = FxHashMap<Value, Value>;
 
-/// Builds a new graph on `mesh`: `visit` sees every live node of `old` in order with its operands
-/// already translated, adds what it wants to the new graph and returns the value of each result.
+/// Builds a new graph on `mesh`. `visit` is called for every live node of `old` in order, with its operands already
+/// translated. It adds nodes to the new graph and returns the new value of each result.
 pub fn rebuild(
     old: &Graph,
     mesh: Mesh,
@@ -40,8 +40,8 @@ pub fn copy(new: &mut Graph, old: &Graph, node: NodeIndex, operands: &[Value]) -
     (0..n.types.len() as u32).map(|result| Value { node: id, result }).collect()
 }
 
-/// Which nodes an output or a module region depends on. Inputs always live: they are the program's
-/// signature.
+/// For each node, whether an output or a module region depends on it. Inputs are always live, because they belong to
+/// the signature of the program.
 pub fn live(graph: &Graph) -> Vec<bool> {
     let mut live = vec![false; graph.len()];
     for (node, _) in graph.inputs() {

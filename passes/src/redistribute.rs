@@ -1,25 +1,25 @@
-//! From one placement to another, the canonical way.
+//! The canonical redistribution from one placement to another.
 //!
-//! A partial is reduced first (scattered when its axis is wanted next on a dimension, what is wanted
-//! above it being sliced before), then what is free is sliced, then axes move between dimensions
-//! (all-to-all), then the rest is gathered.
-//! The e-graph improves on it; this only has to be right.
+//! A partial value is reduced first. It is scattered if its axis is the next wanted axis of a dimension; wanted axes
+//! that are major to this one are sliced before. Then axes that are free are sliced, then axes move between dimensions
+//! (all-to-all), and then the rest is gathered. The result must be correct, but not optimal, because the e-graph
+//! improves it.
 //!
-//! Before: a reader wants `f32[8@dp, 64]`, the value is `f32[8, 64] +sum@tp`.
-//! After: `all_reduce tp sum`, `shard_slice dp dim=0`.
+//! Before: a reader needs `f32[8@dp, 64]`, and the value is `f32[8, 64] +sum@tp`. After: `all_reduce tp sum`,
+//! `shard_slice dp dim=0`.
 
 use crate::rules::place_redistribution;
 use tpc_ir::{AxisId, Graph, Op, Origin, Sharding, Value};
 
-/// The steps that take a value placed like `from` to `to`, which may be partial only where `from`
-/// is, or over axes on which `from` is invariant.
+/// The steps that redistribute a value from one placement to another. `to` may only be partial over axes over which
+/// `from` is partial or invariant.
 pub fn steps(from: &Sharding, to: &Sharding) -> Vec<Op> {
     let mut steps = Vec::new();
     let mut at = from.clone();
     let kept = at.partial_axes().intersection(to.partial_axes());
     let reduced = at.partial_axes().minus(kept);
     if let (Some(p), false) = (at.partial, reduced.is_empty()) {
-        // What is wanted above an axis that can be scattered is sliced before.
+        // Wanted axes that are major to an axis that can be scattered are sliced first.
         for (dim, wanted) in to.dims.iter().enumerate() {
             let rest = wanted.strip_prefix(at.dims[dim].as_slice()).unwrap_or_default();
             let free: Vec<AxisId> = rest.iter().copied().take_while(|&a| at.is_invariant(a)).collect();
@@ -39,7 +39,7 @@ pub fn steps(from: &Sharding, to: &Sharding) -> Vec<Op> {
                 }
             }
         }
-        // Reducing over the rest first keeps one operator per type at every step.
+        // Scatters come first, then the rest is reduced. All steps have the same operator.
         for (dim, axes) in scattered {
             push(&mut steps, &mut at, Op::ReduceScatter { op: p.op, dim, axes });
         }
@@ -49,7 +49,7 @@ pub fn steps(from: &Sharding, to: &Sharding) -> Vec<Op> {
     }
     loop {
         slices(&mut steps, &mut at, to);
-        // The minor-most axis that does not belong where it is.
+        // The minor-most axis of a dimension that must not have it.
         let wrong = |d: &usize| !to.dims[*d].starts_with(&at.dims[*d]);
         let Some(dim) = (0..at.dims.len()).find(wrong) else { break };
         let Some(&axis) = at.dims[dim].last() else { break };
@@ -71,7 +71,7 @@ pub fn steps(from: &Sharding, to: &Sharding) -> Vec<Op> {
     merge_gathers(steps)
 }
 
-/// Cuts every dimension by the wanted axes on which the value is still whole.
+/// Slices every dimension by the wanted axes over which the value is invariant.
 fn slices(steps: &mut Vec<Op>, at: &mut Sharding, to: &Sharding) {
     for dim in 0..at.dims.len() {
         let has = at.dims[dim].len();
@@ -95,13 +95,13 @@ fn push(steps: &mut Vec<Op>, at: &mut Sharding, op: Op) {
     }
 }
 
-/// Two gathers of one dimension in a row are one over both axes.
+/// Merges consecutive gathers of one dimension into one gather over all their axes.
 fn merge_gathers(steps: Vec<Op>) -> Vec<Op> {
     let mut merged: Vec<Op> = Vec::new();
     for op in steps {
         match (merged.last_mut(), op) {
             (Some(Op::AllGather { dim, axes }), Op::AllGather { dim: d, axes: minor }) if *dim == d => {
-                // The later gather removes the axis above the earlier one.
+                // The later gather removes the axis that is major to the earlier one.
                 axes.splice(0..0, minor);
             }
             (_, op) => merged.push(op),
@@ -110,7 +110,7 @@ fn merge_gathers(steps: Vec<Op>) -> Vec<Op> {
     merged
 }
 
-/// Adds the steps that bring `value` to `to`.
+/// Adds the steps that redistribute `value` to `to`.
 pub fn redistribute(graph: &mut Graph, value: Value, to: &Sharding, origin: &Origin) -> Value {
     let mut value = value;
     for op in steps(&graph.ty(value).sharding.clone(), to) {
@@ -123,7 +123,7 @@ pub fn redistribute(graph: &mut Graph, value: Value, to: &Sharding, origin: &Ori
     value
 }
 
-/// The axes over which a value is partial, reduced away.
+/// The placement after a partial value is reduced.
 pub fn reduced(sharding: &Sharding) -> Sharding {
     sharding.reduced(sharding.partial_axes())
 }
@@ -139,7 +139,7 @@ mod tests {
         Sharding { dims: dims.iter().map(|d| d.iter().map(|&a| AxisId(a)).collect()).collect(), partial }
     }
 
-    /// Every pair of placements of two dimensions over two axes is connected.
+    /// All pairs of placements of two dimensions over two axes.
     #[test]
     fn every_placement_reaches_every_other() {
         let lists: [&[u8]; 5] = [&[], &[0], &[1], &[0, 1], &[1, 0]];

@@ -1,12 +1,11 @@
-//! Parameters that FSDP gathers are freed after the forward pass and gathered again for the backward
-//! pass (`reshard_after_forward` of `torch.distributed.fsdp.fully_shard`).
+//! Frees parameters that FSDP gathers after the forward pass, and gathers them a second time for the backward pass
+//! (`reshard_after_forward` of `torch.distributed.fsdp.fully_shard`).
 //!
-//! The search makes one value of all gathers of a parameter, which would then live from the forward
-//! pass to the backward pass: all layers' parameters at once. Here the backward pass gets a gather of
-//! its own, right before its first use. Parameters are grouped in *units*, which the program's inputs
-//! name ([`UnitId`]); the unit that the forward pass reaches last is about to be used by the backward
-//! pass and is not gathered twice, and neither are parameters outside of any unit (FSDP's root). Every
-//! micro-batch gathers for itself.
+//! The search merges all gathers of a parameter into one value, which would then live from the forward pass to the
+//! backward pass, so the parameters of all layers would be in memory at once. Here the backward pass gets a separate
+//! gather right before its first use. Parameters are grouped in *units*, which the inputs of the program name
+//! ([`UnitId`]). The unit that the forward pass uses last is not gathered twice, because the backward pass uses it
+//! next; nor are parameters outside any unit (the root of FSDP). Every micro-batch has its own gathers.
 //!
 //! Before: `%9 = all_gather dp dim=0 %w`, `%20 = einsum … %9 ; forward`, `%70 = einsum … %9 ; backward`.
 //! After: `%9 = all_gather dp dim=0 %w`, `%20 = einsum … %9 ; forward`, `%69 = all_gather dp dim=0 %w`,
@@ -19,25 +18,25 @@ use std::collections::{HashMap, HashSet};
 use tpc_ir::reason::Cause;
 use tpc_ir::{Graph, InputId, MapFn, Op, Origin, Phase, UnitId, Value};
 
-/// A part of the step in which a gathered parameter stays: the micro-batch, and whether it is the
+/// A part of the step during which a gathered parameter stays in memory: the micro-batch, and whether it is the
 /// backward pass.
 type Stretch = (usize, bool);
 
-/// Gathers the named parameters again for the backward pass, and for every micro-batch.
+/// Gathers some parameters separately for the backward pass and for every micro-batch.
 pub fn reshard_after_forward(graph: &Graph, parameters: &HashSet<&InputId>) -> Graph {
-    let mut again = gathered_again(graph, parameters);
-    explain(&mut again);
-    again
+    let mut regathered = regather(graph, parameters);
+    explain(&mut regathered);
+    regathered
 }
 
-fn gathered_again(graph: &Graph, parameters: &HashSet<&InputId>) -> Graph {
+fn regather(graph: &Graph, parameters: &HashSet<&InputId>) -> Graph {
     let roots = prologues(graph, parameters);
     let twice = gathered_twice(graph, &roots);
     let stretch = |user: NodeIndex, value: NodeIndex| -> Stretch {
         let origin = &graph.node(user).origin;
         (origin.micro_batch.unwrap_or(0), origin.phase == Phase::Backward && twice.contains(&value))
     };
-    // The stretch that a gather belongs to is the first that uses it.
+    // A gather belongs to the first stretch that uses it.
     let readers = |node: NodeIndex| graph.users(node).map(|(user, _)| user).filter(|user| !roots.contains_key(user));
     let first: HashMap<NodeIndex, Stretch> = roots
         .keys()
@@ -67,7 +66,7 @@ fn gathered_again(graph: &Graph, parameters: &HashSet<&InputId>) -> Graph {
     .0
 }
 
-/// Gathers, casts and transposes of one of the parameters alone, with the parameter's input.
+/// The gathers, casts and transposes that depend only on one of the parameters, each with the input of the parameter.
 fn prologues(graph: &Graph, parameters: &HashSet<&InputId>) -> HashMap<NodeIndex, NodeIndex> {
     let named: HashSet<NodeIndex> =
         graph.inputs().filter(|(_, id)| parameters.contains(id)).map(|(node, _)| node).collect();
@@ -99,7 +98,7 @@ fn gathers(graph: &Graph, roots: &HashMap<NodeIndex, NodeIndex>, node: NodeIndex
     }
 }
 
-/// The prologue nodes that the backward pass shall make again: those of all units but the last.
+/// The prologue nodes that the backward pass recomputes: those of all units except the last.
 fn gathered_twice(graph: &Graph, roots: &HashMap<NodeIndex, NodeIndex>) -> HashSet<NodeIndex> {
     let mut first_use: HashMap<UnitId, NodeIndex> = HashMap::new();
     for (&node, &root) in roots {
@@ -115,7 +114,7 @@ fn gathered_twice(graph: &Graph, roots: &HashMap<NodeIndex, NodeIndex>) -> HashS
     roots.iter().filter(|&(_, &root)| twice(root)).map(|(&node, _)| node).collect()
 }
 
-/// A prologue node made again for another stretch.
+/// The copy of a prologue node for another stretch.
 fn copied(
     graph: &Graph,
     new: &mut Graph,
@@ -130,7 +129,7 @@ fn copied(
     let operand = copied(graph, new, graph.operands(node)[0].node, (phase, stretch), inputs, copies);
     let n = graph.node(node);
     let reason = match n.op {
-        Op::AllGather { .. } => n.origin.reason.and(Cause::Again),
+        Op::AllGather { .. } => n.origin.reason.and(Cause::SecondGather),
         _ => n.origin.reason.clone(),
     };
     let value = new.push(n.op.clone(), &[operand], n.types[0].clone(), &Origin { phase, reason, ..n.origin.clone() });

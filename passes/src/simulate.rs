@@ -15,7 +15,7 @@ use tpc_ir::attention::Attention;
 use tpc_ir::program::{Action, Collective, Contract, Instruction, Loop, RankProgram, Step, View};
 use tpc_ir::{AxisSet, DType, Mesh};
 
-/// One of the things that a rank does side by side.
+/// One of the activities of a rank that may overlap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
     /// A kernel computes.
@@ -70,7 +70,7 @@ pub fn simulate(program: &RankProgram, target: &Target) -> Timeline {
     // The times at which the program continues and at which the communication stream is free. For each collective in
     // flight: the step that starts it, its duration, and the time at which it is complete.
     let (mut now, mut free): (f64, f64) = (0.0, 0.0);
-    let mut flying: HashMap<u32, (usize, f64, f64)> = HashMap::new();
+    let mut in_flight: HashMap<u32, (usize, f64, f64)> = HashMap::new();
     let overlaps = target.device.kind == DeviceKind::Cuda;
     for (step, Step { action, .. }) in program.steps.iter().enumerate() {
         match action {
@@ -82,10 +82,10 @@ pub fn simulate(program: &RankProgram, target: &Target) -> Timeline {
                     free = start + seconds;
                     timeline.add(step, Lane::Communication, start, seconds);
                 }
-                flying.insert(collective.tag, (step, seconds, free));
+                in_flight.insert(collective.tag, (step, seconds, free));
             }
             Action::Wait { tag } => {
-                let Some((start, seconds, arrival)) = flying.remove(tag) else { continue };
+                let Some((start, seconds, arrival)) = in_flight.remove(tag) else { continue };
                 if overlaps {
                     timeline.add(step, Lane::Waiting, now, (arrival - now).max(0.0));
                     now = now.max(arrival);

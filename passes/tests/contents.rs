@@ -1,7 +1,8 @@
-//! What lowering makes is proven on every compile (`lower/contents.rs`); here the proof itself is tried. Every rank program
-//! of a few placed programs is changed in one place at a time: steps left out or exchanged, loops shortened, loads and
-//! stores moved, functions and constants replaced, buffers laid over others, collectives altered. The check must refuse each
-//! change, unless the changed programs still mean what the placed program means when the reference executes them.
+//! The result of lowering is proven on every compile (`lower/contents.rs`). These tests check the proof itself by
+//! mutation: every rank program of a few placed programs is changed in one place at a time. Steps are removed or
+//! exchanged, loops shortened, loads and stores moved, functions and constants replaced, buffers overlapped, and
+//! collectives altered. The check must reject each change, unless the reference executor shows that the changed
+//! programs still mean what the placed program means.
 
 use std::collections::{BTreeMap, HashMap};
 use tpc_ir::execute::execute;
@@ -12,7 +13,7 @@ use tpc_passes::lower::check_ranks::check_ranks;
 use tpc_passes::lower::{Claims, LowerOptions, claimed, contents, lower_with, schedule};
 use tpc_passes::targets::Target;
 
-/// A mask is computed in a loop with heads, and another product reads it: a rank without heads needs it all the same.
+/// A mask is computed in a loop over heads, and another product also reads it, so a rank without heads needs it too.
 const MASK: &str = "mesh <tp=2>
     %0 = input data \"scores\" : f32[1@tp, 3, 4]
     %1 = input data \"mask\" : f32[3, 4]
@@ -86,7 +87,8 @@ const LAYER: &str = "mesh <tp=2>
     output update \"v\" %45
     output update \"u\" %46";
 
-/// Softmax attention with a mask, four heads on three ranks, which share keys; and its gradient by the query.
+/// Softmax attention with a mask and four heads, which share keys, on three ranks; and its gradient with respect to the
+/// query.
 const ATTENTION: &str = "mesh <tp=3>
     %0 = input data \"q\" : f32[4@tp, 5, 2]
     %1 = input data \"k\" : f32[5, 2]
@@ -121,11 +123,11 @@ fn differ(a: &[Tensor], b: &[Tensor]) -> bool {
     a.iter().zip(b).any(|(a, b)| a.shape != b.shape || a.data.iter().zip(&b.data).any(far))
 }
 
-/// A changed program with its claims, and what was changed.
+/// The kind of the change, and a changed program with its claims.
 type Mutant = (&'static str, RankProgram, Claims);
 
-/// Every change of one instruction of a body.
-fn bodies(program: &RankProgram, claims: &Claims, step: usize, into: &mut Vec<Mutant>) {
+/// Adds all changes of one instruction of a body.
+fn mutate_body(program: &RankProgram, claims: &Claims, step: usize, into: &mut Vec<Mutant>) {
     let count = match &program.steps[step].action {
         Action::Loop(l) => l.body.len(),
         Action::Contract(c) => c.epilogue.len(),
@@ -209,8 +211,8 @@ fn bodies(program: &RankProgram, claims: &Claims, step: usize, into: &mut Vec<Mu
     }
 }
 
-/// Every change of a step.
-fn steps(program: &RankProgram, claims: &Claims) -> Vec<Mutant> {
+/// All changes of one step or of one buffer.
+fn mutants(program: &RankProgram, claims: &Claims) -> Vec<Mutant> {
     let mut all = Vec::new();
     for step in 0..program.steps.len() {
         let (mut p, mut c) = (program.clone(), claims.clone());
@@ -310,7 +312,7 @@ fn steps(program: &RankProgram, claims: &Claims) -> Vec<Mutant> {
                 c.from.offset += 1;
             }
         });
-        bodies(program, claims, step, &mut all);
+        mutate_body(program, claims, step, &mut all);
     }
     for b in 1..program.buffers.len() {
         let mut p = program.clone();
@@ -322,10 +324,10 @@ fn steps(program: &RankProgram, claims: &Claims) -> Vec<Mutant> {
     all
 }
 
-/// Changes of each kind that were refused, and that were not but make no difference.
+/// For each kind of change, how many were rejected, and how many were accepted and make no difference.
 type Tally = BTreeMap<&'static str, [usize; 2]>;
 
-fn tried(source: &str, options: &LowerOptions, tally: &mut Tally) {
+fn check_mutants(source: &str, options: &LowerOptions, tally: &mut Tally) {
     let graph = parse::parse(source).unwrap_or_else(|e| panic!("{e}"));
     let programs = lower_with(&graph, Target::cpu(), options).unwrap_or_else(|e| panic!("{e}"));
     let inputs = inputs(&graph);
@@ -336,13 +338,13 @@ fn tried(source: &str, options: &LowerOptions, tally: &mut Tally) {
     for rank in 0..programs.len() {
         let (program, claims) = claimed(&graph, &schedule, rank);
         assert_eq!(program, programs[rank]);
-        for (what, mutant, claims) in steps(&program, &claims) {
+        for (what, mutant, claims) in mutants(&program, &claims) {
             let mut changed = programs.clone();
             changed[rank] = mutant;
-            // What is on its way is the business of the check of all ranks.
-            let refused = contents::check(&graph, &changed[rank], &claims).is_err() || check_ranks(&changed).is_err();
-            tally.entry(what).or_default()[usize::from(!refused)] += 1;
-            if refused {
+            // `check_ranks` is responsible for operands and results of collectives in flight.
+            let rejected = contents::check(&graph, &changed[rank], &claims).is_err() || check_ranks(&changed).is_err();
+            tally.entry(what).or_default()[usize::from(!rejected)] += 1;
+            if rejected {
                 continue;
             }
             let found = execute(&changed, &inputs, &Options::real());
@@ -353,18 +355,18 @@ fn tried(source: &str, options: &LowerOptions, tally: &mut Tally) {
 }
 
 #[test]
-fn a_changed_program_is_refused_or_means_the_same() {
+fn a_changed_program_is_rejected_or_has_the_same_meaning() {
     let mut tally = Tally::new();
     for source in [MASK, LAYER, ATTENTION] {
         for options in [LowerOptions::default(), LowerOptions::plain()] {
-            tried(source, &options, &mut tally);
+            check_mutants(source, &options, &mut tally);
             let bare = LowerOptions { attention: false, recompute: false, epilogues: false, ..options };
-            tried(source, &bare, &mut tally);
+            check_mutants(source, &bare, &mut tally);
         }
     }
-    // Every kind of change occurs and is refused.
+    // Changes of every kind occur and are rejected.
     let never: Vec<_> = tally.iter().filter(|(_, n)| n[0] == 0).collect();
     assert!(never.is_empty() && tally.len() >= 25, "{tally:#?}");
-    let refused: usize = tally.values().map(|n| n[0]).sum();
-    assert!(refused > 2_000, "{refused} changes were refused: {tally:#?}");
+    let rejected: usize = tally.values().map(|n| n[0]).sum();
+    assert!(rejected > 2_000, "{rejected} changes were rejected: {tally:#?}");
 }

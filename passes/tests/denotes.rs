@@ -1,5 +1,5 @@
-//! The two proofs of a plan: placements follow from the table (`check`), and the program computes the
-//! model (`denotes`). Regrouped sums pass; whatever else is changed is caught by one of them.
+//! Tests of the two proofs of a plan: placements follow from the table (`check`), and the program computes the model
+//! (`denotes`). Regrouped sums are accepted; every other change is detected by one of the proofs.
 
 use petgraph::graph::NodeIndex;
 use tpc_ir::reason::Demand;
@@ -12,7 +12,7 @@ use tpc_passes::rebuild::rebuild;
 use tpc_passes::styles::annotations::{Annotation, Annotations};
 use tpc_passes::targets::Target;
 
-/// Two columns that end in row-wise products, a residual, a slice, a difference, an update.
+/// Two column-wise products followed by row-wise products, a residual, a slice, a difference, and an update.
 const MODEL: &str = "mesh <>
     %0 = input data \"x\" : f32[8, 6]
     %1 = input parameter \"u\" : f32[6, 4]
@@ -38,7 +38,7 @@ fn model() -> Graph {
     parse::parse(MODEL).unwrap()
 }
 
-/// The model cut by columns and rows, optimized.
+/// The model after cutting by columns and rows and optimization.
 fn placed() -> Graph {
     let model = model();
     let mesh = Mesh::parse("tp=2").unwrap();
@@ -54,7 +54,7 @@ fn placed() -> Graph {
     optimize(&propagated, Target::cpu(), &SearchOptions::default()).0
 }
 
-/// The graph with the operation and operands of some nodes changed.
+/// A copy of the graph in which `change` may modify the operation and operands of each node.
 fn changed(graph: &Graph, mut change: impl FnMut(NodeIndex, &mut Op, &mut Vec<Value>)) -> Graph {
     let mut changes = 0;
     let (mutant, _) = rebuild(graph, graph.mesh.clone(), |new, node, mut operands| {
@@ -79,7 +79,7 @@ fn the_optimized_program_denotes_the_model_with_its_sum_regrouped() {
     let placed = placed();
     check(&placed).unwrap();
     denotes(&placed, &model()).unwrap();
-    // One reduction for both products: the sum of three is not there any more.
+    // One reduction serves both products, so there is no longer a sum of three terms.
     let sums: Vec<usize> = placed
         .nodes()
         .filter(|&n| matches!(placed.node(n).op, Op::Map { f: MapFn::Add, .. }))
@@ -89,20 +89,20 @@ fn the_optimized_program_denotes_the_model_with_its_sum_regrouped() {
 }
 
 #[test]
-fn swapped_operands_of_a_difference_are_seen() {
+fn swapped_operands_of_a_difference_are_detected() {
     let mutant = changed(&placed(), |_, op, operands| {
         if matches!(op, Op::Map { f: MapFn::Sub, .. }) && operands.len() == 2 {
             operands.swap(0, 1);
         }
     });
     let error = denote_error(&mutant);
-    assert!(error.starts_with("output loss does not denote the model's"), "{error}");
+    assert!(error.starts_with("output loss does not denote that of the model"), "{error}");
     assert!(error.contains("sub in `m.difference`"), "{error}");
     assert!(error.contains("(%11 of the model)"), "{error}");
 }
 
 #[test]
-fn another_constant_is_seen() {
+fn another_constant_is_detected() {
     let mutant = changed(&placed(), |_, op, _| {
         if let Op::Fill(s) = op
             && s.as_f64() == 0.5
@@ -115,7 +115,7 @@ fn another_constant_is_seen() {
 }
 
 #[test]
-fn another_slice_is_seen() {
+fn another_slice_is_detected() {
     let mutant = changed(&placed(), |_, op, _| {
         if let Op::Slice { start, .. } = op {
             *start = 1 - *start;
@@ -125,7 +125,7 @@ fn another_slice_is_seen() {
 }
 
 #[test]
-fn a_term_that_is_missing_or_counted_twice_is_seen() {
+fn a_term_that_is_missing_or_counted_twice_is_detected() {
     for twice in [false, true] {
         let mutant = changed(&placed(), |_, op, operands| {
             if let Op::Map { f: MapFn::Add, subs } = op {
@@ -137,16 +137,16 @@ fn a_term_that_is_missing_or_counted_twice_is_seen() {
                 }
             }
         });
-        // A partial and an invariant term do not mix: either proof may be the one that fails.
+        // A partial and an invariant term cannot be added, so either proof may fail.
         let error = check(&mutant).err().map(|e| e.to_string());
         let error = error.or_else(|| denotes(&mutant, &model()).err().map(|e| e.to_string())).unwrap();
         assert!(error.contains("add") && error.contains("`m`"), "{error}");
     }
 }
 
-/// Redistributions are identities only where the table says so: what is wrong with them is `check`'s.
+/// Redistributions are identities only if the table permits them; `check` detects wrong ones.
 #[test]
-fn a_redistribution_left_out_or_of_something_else_is_seen() {
+fn a_redistribution_left_out_or_of_something_else_is_detected() {
     let placed = placed();
     let dropped = |skip: usize| {
         let (mutant, _) = rebuild(&placed, placed.mesh.clone(), |new, node, operands| {
@@ -166,7 +166,7 @@ fn a_redistribution_left_out_or_of_something_else_is_seen() {
         denotes(&mutant, &model()).unwrap();
         check(&mutant).unwrap_err();
     }
-    // An all-reduce of another partial of the same type: only the second proof sees it.
+    // An all-reduce of a different partial value of the same type is detected only by the second proof.
     let mut seen: Vec<(Value, Type)> = Vec::new();
     let mutant = changed(&placed, |node, op, operands| {
         let types = placed.operands(node).into_iter().map(|v| placed.ty(v).clone());
@@ -177,7 +177,7 @@ fn a_redistribution_left_out_or_of_something_else_is_seen() {
         }
         seen.extend(of_now);
     });
-    assert!(denote_error(&mutant).contains("does not denote the model's"));
+    assert!(denote_error(&mutant).contains("does not denote that of the model"));
 }
 
 #[test]
@@ -199,11 +199,11 @@ fn inputs_and_outputs_are_the_models() {
     let error = denotes(&renamed, &model).unwrap_err().to_string();
     assert_eq!(
         error,
-        "input 2 is input parameter \"z\" f32[4, 6] layout [4, 6], the model has input parameter \"v\" f32[4, 6] layout [4, 6]"
+        "input 2 is input parameter \"z\" f32[4, 6] layout [4, 6], but the model has input parameter \"v\" f32[4, 6] layout [4, 6]"
     );
 }
 
-/// A sum under other letters, a broadcast term, a repeated term.
+/// Sums under other letters, with a broadcast term and a repeated term.
 #[test]
 fn sums_are_flattened_through_their_subscripts() {
     let read = |body: &str| {
@@ -231,7 +231,7 @@ fn sums_are_flattened_through_their_subscripts() {
     denotes(&transposed, &flat).unwrap();
     let once = read("%3 = add \"ab,b,ba->ba\" %0, %1, %2 : f32[3, 2]\noutput loss %3");
     denotes(&once, &flat).unwrap_err();
-    // Square values: the same terms read the other way round are other terms.
+    // With square values, transposed terms are different terms.
     let square = |subs: &str| {
         let text = format!(
             "mesh <>\n%0 = input data \"x\" : f32[2, 2]\n%1 = add \"{subs}\" %0, %0 : f32[2, 2]\noutput loss %1"
@@ -240,7 +240,7 @@ fn sums_are_flattened_through_their_subscripts() {
     };
     denotes(&square("ab,ba->ab"), &square("ba,ab->ab")).unwrap();
     denotes(&square("ab,ba->ab"), &square("ab,ab->ab")).unwrap_err();
-    // A sum of another element type rounds: it is no part of this one.
+    // A sum of another element type rounds differently, so it is not flattened into this one.
     let cast = |inner: &str| {
         let text = format!(
             "mesh <>\n%0 = input data \"x\" : bf16[2]\n%1 = input data \"y\" : f32[2]\n{inner}\noutput loss %4"

@@ -1,4 +1,4 @@
-//! Reductions over axes of different speeds: the search takes them apart where a target says that one axis is slower (rule 25).
+//! Reductions over axes of different speeds: the search splits them if one axis of the target is slower (rule 25).
 
 use std::collections::BTreeSet;
 use tpc_ir::reason::Reason;
@@ -12,7 +12,7 @@ use tpc_passes::propagate::propagate;
 use tpc_passes::styles::annotations::{Annotation, Annotations};
 use tpc_passes::targets::{Link, Node, Target};
 
-/// The CPU's target, whose ranks are in nodes of so many; the link between nodes is 10 times slower.
+/// The target for CPUs, with `ranks` ranks in a node. The link between nodes is 10 times slower.
 fn nodes_of(ranks: usize) -> Target {
     let mut target = Target::cpu().clone();
     let inner = target.links.default;
@@ -21,7 +21,7 @@ fn nodes_of(ranks: usize) -> Target {
     target
 }
 
-/// A step of gradient descent on two layers, whose batch is shared out over all axes.
+/// A step of gradient descent on two layers, whose batch is sharded over all axes, before and after the search.
 fn step(target: &Target, mesh: &str, disabled: &[u32]) -> (Graph, Graph) {
     let source = "mesh <>
         %0 = input data \"x\" : f32[4096, 128]
@@ -52,7 +52,7 @@ fn step(target: &Target, mesh: &str, disabled: &[u32]) -> (Graph, Graph) {
     (propagated, placed)
 }
 
-/// The collectives of a program: mnemonic, axes, and how many there are of each.
+/// The mnemonics and axes of the collectives of a program.
 fn collectives(graph: &Graph) -> Vec<String> {
     let shown = |op: &Op| {
         let axes: Vec<&str> = op.axes().iter().map(|axis| graph.mesh.name(axis)).collect();
@@ -70,8 +70,9 @@ fn gradients_are_reduced_inside_the_nodes_first() {
     let expected = ["reduce_scatter in", "all_reduce out", "all_gather in"].map(String::from);
     assert_eq!(collectives(&after).len(), 6, "{:?}", collectives(&after));
     assert_eq!(found, BTreeSet::from(expected));
-    // Of S bytes, 2 · 7/8 · S cross the slow link before; 2 · 1/2 · S/4 cross it after, and twice 3/4 · S the fast one. A bucket costs one
-    // launch for each value. The search gains a little more: each rank updates a part of the weights and gathers these.
+    // Of S bytes, 2 · 7/8 · S cross the slow link before the search. After it, 2 · 1/2 · S/4 cross the slow link and
+    // twice 3/4 · S the fast one. A bucket costs one launch for each value. The search gains a little more, because
+    // each rank updates a part of the weights and gathers them.
     let bytes = (128 * 192 + 192 * 64) as f64 * 4.0;
     let (slow, fast) = (target.links.default.bandwidth, target.links.node.unwrap().link.bandwidth);
     let (whole, apart) = (1.75 * bytes / slow, 1.5 * bytes / fast + 0.25 * bytes / slow);
@@ -80,7 +81,8 @@ fn gradients_are_reduced_inside_the_nodes_first() {
     assert!(gain > expected * (1.0 - 1e-6) && gain < 1.1 * expected, "{gain} instead of {expected}");
 }
 
-/// Three speeds: the fastest axis is scattered first, then the second, and an eighth of the value crosses the slowest.
+/// With three speeds, the value is scattered over the fastest axis first, then over the second, and an eighth of it
+/// crosses the slowest.
 #[test]
 fn hierarchies_have_as_many_levels_as_there_are_speeds() {
     let mut target = nodes_of(8);
@@ -95,7 +97,7 @@ fn hierarchies_have_as_many_levels_as_there_are_speeds() {
 }
 
 #[test]
-fn reductions_stay_whole_where_all_links_are_alike_or_the_rule_is_off() {
+fn reductions_are_not_split_if_all_links_are_equal_or_the_rule_is_disabled() {
     for (target, mesh, disabled) in [
         (Target::cpu().clone(), "out=2,in=4", &[][..]),
         (nodes_of(8), "out=2,in=4", &[]),
@@ -107,7 +109,7 @@ fn reductions_stay_whole_where_all_links_are_alike_or_the_rule_is_off() {
     }
 }
 
-/// A value that is small costs latencies, not bytes: three collectives are not better than one.
+/// The cost of a small value is dominated by latency, so three collectives are not better than one.
 #[test]
 fn a_small_value_alone_is_reduced_at_once() {
     let target = nodes_of(4);

@@ -1,10 +1,10 @@
 //! The brute-force validator of the e-graph's rules (`passes/src/egraph/rules/RULES.md`).
 //!
-//! An e-class is one local value per rank. After saturation every term of every class is evaluated on
-//! simulated ranks from the values of its operand classes: all terms of a class must give every rank
-//! the same tensor. Each rule runs alone on graphs that hold its left side, where it must fire and
-//! add the right side it promises, and on graphs where one of its conditions fails, where it must
-//! not; then all rules run together on random graphs.
+//! An e-class denotes one local value per rank. After saturation, every term of every class is evaluated on simulated
+//! ranks from the values of its operand classes, and all terms of a class must produce the same tensor on every rank.
+//! Each rule runs alone on graphs that contain its left-hand side, where it must fire and add the promised right-hand
+//! side, and on graphs that violate one of its conditions, where it must not fire. Then all rules run together on
+//! random graphs.
 
 #[path = "../../ir/tests/generator/mod.rs"]
 mod generator;
@@ -30,18 +30,18 @@ use tpc_passes::targets::{Link, Target};
 
 type Inputs = HashMap<InputId, Tensor>;
 
-/// Options under which only these rules run.
+/// Options that enable only the given rules.
 fn only(rules: &[u32]) -> SearchOptions {
     let disabled = RuleId::all().filter(|rule| !rules.contains(&rule.number())).collect();
     SearchOptions { disabled, node_limit: 3_000, rounds: 3, ..SearchOptions::default() }
 }
 
-/// Options under which every rule runs.
+/// Options that enable every rule.
 fn every_rule() -> SearchOptions {
     SearchOptions { disabled: BTreeSet::new(), node_limit: 1_500, rounds: 3, ..SearchOptions::default() }
 }
 
-/// A target whose axis b is faster than all others: the only one on which rule 25 fires.
+/// A target whose axis b is faster than all others. Rule 25 fires only on such a target.
 fn uneven() -> &'static Target {
     static TARGET: LazyLock<Target> = LazyLock::new(|| {
         let mut target = Target::cpu().clone();
@@ -52,7 +52,7 @@ fn uneven() -> &'static Target {
     &TARGET
 }
 
-/// Small integers for every input; `rows` for the integer ones, which are row numbers.
+/// Small integers for every input. Inputs of type i64 are row numbers of a table with `rows` rows.
 fn integers(graph: &Graph, salt: u64, rows: usize) -> Inputs {
     let tensor = |i: usize, ty: &Type| {
         let seed = salt * 1000 + i as u64;
@@ -65,7 +65,7 @@ fn integers(graph: &Graph, salt: u64, rows: usize) -> Inputs {
     graph.inputs().enumerate().map(|(i, (n, id))| (id.clone(), tensor(i, &graph.node(n).types[0]))).collect()
 }
 
-/// What every rank holds of every class: a small evaluator of e-graph terms.
+/// A small evaluator of e-graph terms, which computes the local tensors of every class.
 struct Evaluator<'a> {
     saturated: &'a Saturated,
     mesh: &'a Mesh,
@@ -74,7 +74,7 @@ struct Evaluator<'a> {
 }
 
 impl Evaluator<'_> {
-    /// What a term gives every rank; `None` if an operand class has no value yet.
+    /// The local tensors of a term; `None` if an operand class has no value yet.
     fn term(&self, class: Id, term: &Term) -> Option<Result<Ranks, String>> {
         let egraph = &self.saturated.egraph;
         let (key, ty) = (egraph.analysis.key(term.key), &egraph[class].data.ty);
@@ -115,13 +115,14 @@ impl Evaluator<'_> {
     }
 }
 
-/// Evaluates every term of every class and compares within classes. The number of terms.
+/// Evaluates every term of every class, compares the terms of each class, and returns the number of terms.
 fn check_classes(graph: &Graph, saturated: &Saturated, inputs: &Inputs, tolerance: f64) -> Result<usize, String> {
     let egraph = &saturated.egraph;
     let mut ids: Vec<Id> = egraph.classes().map(|c| c.id).collect();
     ids.sort_unstable();
     let mut e = Evaluator { saturated, mesh: &graph.mesh, inputs, values: HashMap::new() };
-    // Every class has a term over classes that have values, so this ends with all of them.
+    // Some class without a value always has a term whose operands have values, so this ends with a value for every
+    // class.
     while e.values.len() < ids.len() {
         let before = e.values.len();
         for &id in &ids {
@@ -158,13 +159,13 @@ fn read(mesh: &str, body: &str) -> Graph {
     let graph = parse::parse(&source).unwrap_or_else(|e| panic!("{e}\n{source}"));
     tpc_ir::verify::verify(&graph).unwrap_or_else(|e| panic!("{e:?}\n{source}"));
     match check(&graph) {
-        // The targets are often partial.
+        // The output is often partial.
         Ok(()) | Err(CheckError::Output { .. }) => graph,
         Err(e) => panic!("{e}\n{source}"),
     }
 }
 
-/// The operations of a graph's output class, the one that came in left out once.
+/// The operations in the class of a graph's output, without one occurrence of the original operation.
 fn added(graph: &Graph, saturated: &Saturated) -> Vec<String> {
     let root = graph.outputs[0].value;
     let egraph = &saturated.egraph;
@@ -175,8 +176,8 @@ fn added(graph: &Graph, saturated: &Saturated) -> Vec<String> {
     names
 }
 
-/// The rule alone finds that the last line of `body` equals a term of the operation `gives`, on every
-/// one of the meshes, and everything that it says is true.
+/// Checks that on every mesh, the rule alone finds a term with the operation `gives` that equals the last line of
+/// `body`, and that all equalities it finds are true.
 fn fires(rule: u32, gives: &str, meshes: &[&str], body: &str) {
     for mesh in meshes {
         let graph = read(mesh, body);
@@ -190,7 +191,7 @@ fn fires(rule: u32, gives: &str, meshes: &[&str], body: &str) {
     }
 }
 
-/// The rule alone finds nothing equal to the last line of `body`.
+/// Checks that the rule alone finds no term that equals the last line of `body`.
 fn silent(rule: u32, meshes: &[&str], body: &str) {
     for mesh in meshes {
         let graph = read(mesh, body);
@@ -217,7 +218,7 @@ fn rule_1_splits_an_all_reduce_where_the_axes_divide_a_dimension() {
         fires(1, "all_gather", TWO, &body("12, 5", "(a,b)", "7@(b,a)", "12, 5"));
         fires(1, "all_gather", TWO, &body("12@b, 5", "a", "7@a", "12@b, 5"));
         fires(1, "all_gather", TWO, &body("7, 12@b", "a", "7@a", "7, 12@b"));
-        // Nothing that the axes divide.
+        // The axes divide no dimension.
         silent(1, ONE, &body("5, 7", "a", "7@a", "5, 7"));
         silent(1, TWO, &body("10, 9", "(a,b)", "7@(a,b)", "10, 9"));
         silent(1, &["a=2, b=2"], &body("6@b, 5", "a", "7@a", "6@b, 5"));
@@ -235,7 +236,7 @@ fn rule_25_reduces_a_part_over_the_other_axes() {
         )
     };
     fires(25, "all_gather", TWO, &body("12, 5"));
-    // Nothing that the fast axis divides; one axis alone.
+    // The fast axis divides no dimension; there is only one axis.
     silent(25, TWO, &body("5, 7"));
     silent(25, &["a=2, b=3"], &body("4, 5"));
     silent(
@@ -248,7 +249,7 @@ fn rule_25_reduces_a_part_over_the_other_axes() {
     );
 }
 
-/// Only the fast axis is taken out of a reduction, and none where all links are alike.
+/// Only the fast axis is split off from a reduction, and no axis if all links are equal.
 #[test]
 fn rule_25_needs_an_axis_that_is_faster_than_another() {
     let graph = read(
@@ -281,7 +282,7 @@ fn rule_22_looks_up_on_a_shard_of_the_rows() {
     };
     fires(22, "all_reduce", ONE, &body("5", "4"));
     fires(22, "all_reduce", ONE, &body("1", "4"));
-    // Every rank looks up other rows.
+    // Every rank looks up different rows.
     silent(
         22,
         TWO,
@@ -307,9 +308,9 @@ fn rule_2_slices_what_it_reduces() {
     fires(2, "reduce_scatter", ONE, &body("7@a", "a", "a", "5@a, 3"));
     fires(2, "reduce_scatter", TWO, &body("7@(a,b)", "(a,b)", "(a,b)", "5@(a,b), 3"));
     fires(2, "reduce_scatter", TWO, &body("7@(a,b)", "(a,b)", "(b,a)", "5@(b,a), 3"));
-    // Of more axes the others are reduced behind.
+    // If only some of the reduced axes are sliced, the others are reduced afterward.
     fires(2, "all_reduce", TWO, &body("7@(a,b)", "(a,b)", "a", "5@a, 3"));
-    // Other axes than those that were reduced.
+    // The sliced axes are not those that were reduced.
     silent(2, TWO, &body("7@a", "a", "b", "5@b, 3"));
 }
 
@@ -347,7 +348,7 @@ fn rule_4_gathers_what_was_sliced() {
     fires(4, "input", TWO, &body("5, 4@b", "a", "5@a, 4@b", "a", "5, 4@b"));
     fires(4, "input", TWO, &body("7, 4", "(b,a)", "7@(b,a), 4", "(b,a)", "7, 4"));
     fires(4, "input", TWO, &body("7@b, 4", "a", "7@(b,a), 4", "a", "7@b, 4"));
-    // Only part of what was sliced is gathered.
+    // Only some of the sliced axes are gathered.
     silent(4, TWO, &body("7, 4", "(a,b)", "7@(a,b), 4", "b", "7@a, 4"));
 }
 
@@ -426,7 +427,7 @@ fn rule_6_reduces_what_was_invariant() {
             %2 = reduce_scatter (b,a) {op} dim=0 %1 : f64[5@(b,a), 4]"
             ),
         );
-        // Only part of it is reduced; a term that another rank made.
+        // Only some of the axes are reduced; the term comes from another rank.
         silent(
             6,
             TWO,
@@ -450,7 +451,7 @@ fn rule_6_reduces_what_was_invariant() {
     }
 }
 
-/// Two partial sums of `f64[5, 3]` over `a`, %2 and %3, and %4 and %5, their all-reduces.
+/// Two values of type `f64[5, 3]` that are partial sums over `a`, %2 and %3, and their all-reduces, %4 and %5.
 fn two_sums() -> String {
     "%0 = input data \"x\" : f64[7@a, 5, 3]
     %1 = input data \"y\" : f64[2@a, 5, 3]
@@ -493,7 +494,7 @@ fn rule_7_adds_before_it_reduces() {
         %8 = concat dim=0 %6, %7 : f64[10, 3@a]",
         ),
     );
-    // Not linear in both, not both reduced, not the same dimension's number.
+    // The function is not linear in both operands, only one is reduced, or the dimension differs.
     silent(7, ONE, &with("%6 = mul %4, %5 : f64[5, 3]"));
     silent(7, ONE, &with("%6 = max %4, %5 : f64[5, 3]"));
     silent(7, ONE, &with("%6 = input data \"z\" : f64[5, 3]\n%7 = add %4, %6 : f64[5, 3]"));
@@ -507,7 +508,7 @@ fn rule_7_adds_before_it_reduces() {
         %8 = add \"ab,ab->ba\" %6, %7 : f64[3@a, 5]",
         ),
     );
-    // A maximum is not a sum; other axes.
+    // A maximum is not a sum; the axes differ.
     silent(
         7,
         ONE,
@@ -533,7 +534,7 @@ fn rule_7_adds_before_it_reduces() {
     );
 }
 
-/// A difference of bytes saturates: bytes are not linear, although numbers are.
+/// A difference of bytes saturates, so it is not linear, unlike that of other numbers.
 #[test]
 fn rule_7_leaves_bytes_alone() {
     silent(
@@ -561,7 +562,7 @@ fn rule_8_adds_what_is_invariant_once() {
         TWO,
         &with("%6 = input data \"z\" : f64[3]\n%7 = add \"ab,b,b->ab\" %4, %6, %6 : f64[5, 3]"),
     );
-    // Not a sum; two reductions, which is rule 7.
+    // The function is not a sum; both operands are reduced, which is rule 7.
     silent(8, ONE, &with("%6 = input data \"z\" : f64[5, 3]\n%7 = sub %4, %6 : f64[5, 3]"));
     silent(8, ONE, &with("%6 = input data \"z\" : f64[5, 3]\n%7 = max %4, %6 : f64[5, 3]"));
     silent(8, ONE, &with("%6 = add %4, %5 : f64[5, 3]"));
@@ -576,7 +577,7 @@ fn rule_8_adds_what_is_invariant_once() {
         %3 = input data \"y\" : f64[5]
         %4 = add %2, %3 : f64[5]",
     );
-    // Both remain partial over another axis: the invariant one stays so too.
+    // Both operands remain partial over another axis, including the invariant one.
     fires(
         8,
         "all_reduce",
@@ -613,7 +614,7 @@ fn rule_9_moves_a_sum_through_what_is_linear() {
     ] {
         fires(9, "all_reduce", ONE, &with(line));
     }
-    // And back: the reduction of the result becomes a reduction of the operand.
+    // In the other direction, a reduction of the result becomes a reduction of the operand.
     fires(
         9,
         "mul",
@@ -636,10 +637,10 @@ fn rule_9_moves_a_sum_through_what_is_linear() {
         %3 = einsum \"ab,bc->ac\" %1, %2 : f64[5, 2] +sum@(a,b)
         %4 = all_reduce a sum %3 : f64[5, 2] +sum@b",
     );
-    // Of a product of two sums one factor may stay reduced; a product of two partials is none.
+    // In a product of two sums, one factor may be left partial, but a product of two partial values is not a sum.
     fires(9, "all_reduce", ONE, &with("%6 = mul %4, %5 : f64[5, 3]"));
     for line in [
-        // Of a square the other factor needs the reduction all the same.
+        // In a square, the other factor needs the reduction anyway.
         "%6 = mul %4, %4 : f64[5, 3]",
         "%6 = einsum \"ab,cb->ac\" %4, %4 : f64[5, 5]",
         "%6 = exp %4 : f64[5, 3]",
@@ -651,7 +652,7 @@ fn rule_9_moves_a_sum_through_what_is_linear() {
     ] {
         silent(9, ONE, &with(line));
     }
-    // The product is partial because its summed index is cut, not because an operand is.
+    // The product is partial because its summed index is cut, not because an operand is partial.
     silent(
         9,
         ONE,
@@ -694,10 +695,10 @@ fn rule_10_moves_a_maximum_through_what_grows() {
             "%3 = reshape %2 : f64[12]",
             "%3 = pad dim=0 low=1 value=7.0 %2 : f64[6, 3]",
         ] {
-            // Empty shards on a=4: their maximum is −∞.
+            // On a=4 there are empty shards, whose maximum is −∞.
             fires(10, "all_reduce", &["a=2", "a=3", "a=4"], &with(op, line));
         }
-        // Not increasing; defined on a part of the numbers only.
+        // The function is not increasing, or is not defined on all numbers.
         for line in ["neg", "abs", "sin", "recip", "log", "sqrt"] {
             silent(10, ONE, &with(op, &format!("%3 = {line} %2 : f64[4, 3]")));
         }
@@ -728,7 +729,7 @@ fn rule_11_gathers_after_elementwise_operations() {
         %1 = all_gather (b,a) dim=0 %0 : f64[7, 3]
         %2 = exp %1 : f64[7, 3]",
     );
-    // Inward: the gather of a result.
+    // In the other direction: a gather of the result.
     fires(
         11,
         "max",
@@ -739,7 +740,7 @@ fn rule_11_gathers_after_elementwise_operations() {
         %2 = max \"ab,b->ab\" %0, %1 : f64[7@(b,a), 3]
         %3 = all_gather a dim=0 %2 : f64[7@b, 3]",
     );
-    // The axes of the two are in another order: neither fits the other.
+    // The axes of the two operands are in different orders, which do not match.
     silent(
         11,
         TWO,
@@ -775,7 +776,7 @@ fn rule_12_slices_the_operand_that_was_whole() {
         %3 = all_gather (b,a) dim=0 %1 : f64[7, 3]
         %4 = add %2, %3 : f64[7, 3]",
     );
-    // Nothing to slice: that is rule 11.
+    // There is nothing to slice, which is rule 11.
     silent(
         12,
         ONE,
@@ -799,7 +800,7 @@ fn rule_13_gathers_after_a_product() {
         %2 = all_gather (b,a) dim=0 %0 : f64[5, 3]
         %3 = einsum \"ab,bc->ac\" %2, %1 : f64[5, 2]",
     );
-    // A batch index: the other operand is sliced or gathered too.
+    // For a batch index, the other operand is sliced or gathered too.
     fires(
         13,
         "all_gather",
@@ -845,7 +846,7 @@ fn rules_14_and_15_sum_after_a_product() {
     };
     fires(14, "all_reduce", ONE, &both("7@a", "a", "7@a", "a"));
     fires(14, "all_reduce", TWO, &both("7@(b,a)", "(b,a)", "7@(b,a)", "(b,a)"));
-    // The trap of pytorch 166598: the same axes in another order.
+    // pytorch 166598: the same axes in a different order.
     silent(14, TWO, &both("7@(a,b)", "(a,b)", "7@(b,a)", "(b,a)"));
     silent(14, TWO, &both("7@a", "a", "7@b", "b"));
     let one = "
@@ -884,7 +885,7 @@ fn rule_16_scatters_the_operand() {
     fires(16, "mul", TWO, &body("5, 3", "5, 3", "mul", "5, 3", "(a,b)", "5@(a,b), 3"));
     // The scattered index is not in the partial operand.
     silent(16, TWO, &body("5, 3", "5, 2", "einsum \"ab,ac->cb\"", "2, 3", "(a,b)", "2@(a,b), 3"));
-    // Partial because the summed index is cut, not because an operand is.
+    // The product is partial because the summed index is cut, not because an operand is partial.
     silent(
         16,
         ONE,
@@ -937,7 +938,7 @@ fn rule_17_slices_operands() {
         %2 = take %0, %1 : f64[4, 3]
         %3 = shard_slice (b,a) dim=0 %2 : f64[4@(b,a), 3]",
     );
-    // The rows of a scatter: every rank keeps the updates of its own rows.
+    // The rows of a scatter: every rank applies the updates of its own rows.
     fires(
         17,
         "scatter_add",
@@ -948,7 +949,7 @@ fn rule_17_slices_operands() {
         %2 = scatter_add %0, %1 : f64[5, 3]
         %3 = shard_slice (b,a) dim=0 %2 : f64[5@(b,a), 3]",
     );
-    // A seed of random numbers, a broadcast that is cut already.
+    // The seed of random numbers; a broadcast that is already cut.
     fires(
         17,
         "identity",
@@ -990,7 +991,7 @@ fn rule_18_transposes() {
     );
 }
 
-/// A dimension that only the result has stays as it was cut, while the others move.
+/// The cut of a dimension that only the result has is kept, while the others change.
 #[test]
 fn broadcasts_and_scatters_move_too() {
     fires(
@@ -1042,7 +1043,7 @@ fn broadcasts_and_scatters_move_too() {
         %3 = scatter_add %0, %2 : f64[3@a, 5] +sum@b
         %4 = reduce_scatter b sum dim=1 %3 : f64[3@a, 5@b]",
     );
-    // The axis of the gather cuts the new dimension: the result cannot be cut by it twice.
+    // The axis of the gather cuts the new dimension, and the result cannot be cut by it twice.
     silent(
         18,
         ONE,
@@ -1067,7 +1068,7 @@ fn rule_19_reduces_chunks() {
             %2 = reduce_{op} \"ab->b\" %1 : f64[3]"
             ),
         );
-        // Over another dimension the gather stays outside, which is rule 20.
+        // A gather of another dimension moves outward, which is rule 20.
         silent(
             19,
             ONE,
@@ -1078,7 +1079,7 @@ fn rule_19_reduces_chunks() {
             %2 = reduce_{op} \"ab->a\" %1 : f64[5]"
             ),
         );
-        // A sum of maxima is no maximum of sums: the result would be partial under two operators.
+        // A sum of maxima is not a maximum of sums: the result would be partial under two operators.
         if op != "sum" {
             silent(
                 19,
@@ -1096,7 +1097,7 @@ fn rule_19_reduces_chunks() {
     }
 }
 
-/// A scatter-add sums what it gathers: another order of summation, so rule 19 and not the exact 20.
+/// A scatter-add sums gathered values in a different order, so this is rule 19 and not the exact rule 20.
 #[test]
 fn rule_19_scatters_chunks() {
     let body = "
@@ -1154,7 +1155,7 @@ fn rule_20_gathers_after_row_wise_operations() {
         %1 = cumsum dim=1 %0 : f64[5@(b,a), 4]
         %2 = all_gather (b,a) dim=0 %1 : f64[5, 4]",
     );
-    // Rows of other ranks read as zeros: the table's gather becomes a sum.
+    // Rows of other ranks read as zeros, so the gather of the table becomes a sum.
     fires(
         22,
         "all_reduce",
@@ -1179,7 +1180,7 @@ fn rule_23_flattens() {
         %2 = all_reduce b sum %1 : f64[5] +sum@a
         %3 = all_reduce a sum %2 : f64[5]",
     );
-    // Uneven (pytorch 194457): 5 and 10 over 2×2 are 2,1,1,1 and 3,2,3,2.
+    // Uneven chunks (pytorch 194457): 5 and 10 over 2×2 are split into 2,1,1,1 and 3,2,3,2.
     for n in [1, 5, 10, 12] {
         fires(
             23,
@@ -1214,7 +1215,7 @@ fn rule_23_flattens() {
 }
 
 #[test]
-fn rule_24_lets_collectives_pass_each_other() {
+fn rule_24_exchanges_collectives() {
     let last = |x: &str, lines: &str| format!("%0 = input data \"x\" : f64[{x}]\n{lines}");
     fires(
         24,
@@ -1265,7 +1266,7 @@ fn rule_24_lets_collectives_pass_each_other() {
         %2 = all_gather a dim=0 %1 : f64[5, 7] +sum@b",
         ),
     );
-    // One dimension: the order of its axes matters. One axis: it is used twice.
+    // Both act on one dimension, whose order of axes matters; both use the same axis.
     silent(
         24,
         TWO,
@@ -1286,7 +1287,7 @@ fn rule_24_lets_collectives_pass_each_other() {
         %2 = shard_slice a dim=1 %1 : f64[5, 7@a]",
         ),
     );
-    // Two operators.
+    // Two different reduction operators.
     silent(
         24,
         TWO,
@@ -1320,7 +1321,7 @@ fn rule_26_casts_what_is_gathered() {
         %1 = cast.f32 %0 : f32[5@(b,a), 3]
         %2 = all_gather (b,a) dim=0 %1 : f32[5, 3]",
     );
-    // A reduction in another precision is another value.
+    // A reduction in a different precision has a different value.
     silent(
         26,
         ONE,
@@ -1332,7 +1333,7 @@ fn rule_26_casts_what_is_gathered() {
     );
 }
 
-/// Programs whose last line has a gather in an operand, by the instance of the theorem of gathers that speaks of it.
+/// Programs whose last line has a gather in an operand, by the instance of the theorem of gathers that applies to it.
 const GATHERED: [(u32, &str, &str); 10] = [
     (11, "all_gather", "%2 = exp %1 : f64[6, 4]"),
     (12, "all_gather", "%2 = input data \"y\" : f64[6]\n%3 = mul \"ab,a->ab\" %1, %2 : f64[6, 4]"),
@@ -1351,9 +1352,9 @@ const GATHERED: [(u32, &str, &str); 10] = [
     (26, "all_gather", "%2 = cast.f32 %1 : f32[6, 4]"),
 ];
 
-/// Of the instances of the theorem of gathers, the one that speaks of a program finds something in it, and no other does.
+/// Among the instances of the theorem of gathers, exactly the one that applies to a program finds a term in it.
 #[test]
-fn switching_an_instance_off_switches_off_exactly_that_instance() {
+fn disabling_an_instance_disables_only_that_instance() {
     let family: Vec<u32> = GATHERED.iter().map(|instance| instance.0).collect();
     for (rule, gives, line) in GATHERED {
         let body = format!("%0 = input data \"x\" : f64[6@a, 4]\n%1 = all_gather a dim=0 %0 : f64[6, 4]\n{line}");
@@ -1369,9 +1370,9 @@ fn switching_an_instance_off_switches_off_exactly_that_instance() {
     }
 }
 
-/// A top-k of which only the indices are read, and two of one operand.
+/// A top-k of which only the indices are read, and two different ones of the same operand.
 #[test]
-fn results_of_one_operation_stay_apart() {
+fn results_of_one_operation_are_distinguished() {
     let source = "mesh <a=2>
         %0 = input data \"x\" : f64[3, 5@a]
         %1 = all_gather a dim=1 %0 : f64[3, 5]
@@ -1383,13 +1384,13 @@ fn results_of_one_operation_stay_apart() {
     agrees(&graph, &integers(&graph, 1, 5), &every_rule(), 0.0).unwrap();
 }
 
-/// The optimized graph passes the checker, denotes the graph, means what the graph means, costs no
+/// Checks that the optimized graph passes the checker, denotes the original graph, computes the same values, costs no
 /// more, and is the same every time.
 fn agrees(graph: &Graph, inputs: &Inputs, options: &SearchOptions, tolerance: f64) -> Result<(), String> {
     let (optimized, report) = optimize(graph, uneven(), options);
     let shown = || format!("{}\nbecame\n{}", text::print(graph), text::print(&optimized));
     match check(&optimized) {
-        // An output that was partial stays so.
+        // A partial output remains partial.
         Err(CheckError::Output { .. }) if check(graph).is_err() => {}
         checked => checked.map_err(|e| format!("{e}\n{}", shown()))?,
     }
@@ -1397,17 +1398,17 @@ fn agrees(graph: &Graph, inputs: &Inputs, options: &SearchOptions, tolerance: f6
     if report.after > report.before * (1.0 + 1e-9) {
         return Err(format!("costs {} instead of {}: {}", report.after, report.before, shown()));
     }
-    let again = text::print(&optimize(graph, uneven(), options).0);
-    if again != text::print(&optimized) {
-        return Err(format!("not the same program twice: {}\nand\n{again}", shown()));
+    let second = text::print(&optimize(graph, uneven(), options).0);
+    if second != text::print(&optimized) {
+        return Err(format!("two different programs: {}\nand\n{second}", shown()));
     }
     let wanted = interpret(graph, inputs, &Options::default()).map_err(|e| format!("{e}\n{}", shown()))?;
     let found = simulate(&optimized, inputs, &Options::default()).map_err(|e| format!("{e}\n{}", shown()))?;
     let equal = wanted.len() == found.len() && wanted.iter().zip(&found).all(|(a, b)| ranks::same(a, b, tolerance));
-    if equal { Ok(()) } else { Err(format!("another value\n{}", shown())) }
+    if equal { Ok(()) } else { Err(format!("a different value\n{}", shown())) }
 }
 
-/// Annotations that cut every input at random.
+/// Annotations that cut every input randomly.
 fn annotations(graph: &Graph, mesh: &Mesh, choices: &[u16]) -> Annotations {
     let mut next = choices.iter().copied().cycle();
     let mut below = |n: usize| next.next().map_or(0, |c| c as usize % n);
@@ -1429,7 +1430,7 @@ fn annotations(graph: &Graph, mesh: &Mesh, choices: &[u16]) -> Annotations {
     Annotations { mesh: mesh.clone(), inputs: graph.inputs().map(place).collect(), ..Annotations::default() }
 }
 
-/// A perceptron with biases and its gradients, by hand.
+/// A perceptron with biases, and its gradients derived by hand.
 fn perceptron(b: usize, i: usize, h: usize, o: usize) -> String {
     format!(
         "mesh <>
@@ -1460,7 +1461,7 @@ fn perceptron(b: usize, i: usize, h: usize, o: usize) -> String {
     )
 }
 
-/// Self-attention with a residual and a norm-like division; a table of embeddings in front.
+/// Embeddings from a table, followed by self-attention with a residual and a normalizing division.
 fn attention(t: usize, heads: usize, d: usize, v: usize) -> String {
     let m = heads * d;
     format!(
@@ -1495,7 +1496,7 @@ fn attention(t: usize, heads: usize, d: usize, v: usize) -> String {
 /// Meshes of one and two axes, even and uneven.
 const MESHES: [&str; 5] = ["a=2", "a=3", "a=2,b=2", "a=2,b=3", "a=3,b=2"];
 
-/// Propagates a model under random annotations and lets all rules loose on it.
+/// Propagates a model under random annotations and checks the result of all rules on it.
 fn propagated(source: &str, mesh: usize, choices: &[u16], tolerance: f64) -> Result<(), String> {
     let model = parse::parse(source).map_err(|e| format!("{e}\n{source}"))?;
     let mesh = Mesh::parse(MESHES[mesh % MESHES.len()]).unwrap();
@@ -1509,7 +1510,7 @@ fn propagated(source: &str, mesh: usize, choices: &[u16], tolerance: f64) -> Res
     Ok(())
 }
 
-/// How many terms each rule adds to random graphs: what the random tests really test.
+/// Counts the terms that each rule adds to random graphs, to ensure that the random tests cover every rule.
 #[test]
 fn every_rule_takes_part_in_random_graphs() {
     let mut terms: BTreeMap<RuleId, usize> = BTreeMap::new();
@@ -1532,19 +1533,20 @@ fn every_rule_takes_part_in_random_graphs() {
     }
     println!("{fit} generated graphs fit; terms by rule: {terms:?}");
     assert!(fit > 100);
-    // Rules 3, 4 and the inverse pairs of 5 add no terms, they merge classes.
+    // Rules 3, 4 and the inverse pairs of 5 do not add terms but merge classes.
     let adds = |rule: &RuleId| terms.get(rule).is_some_and(|&added| added > 0);
     let idle: Vec<RuleId> = RuleId::all().filter(|rule| ![3, 4].contains(&rule.number()) && !adds(rule)).collect();
     assert!(idle.is_empty(), "rules {idle:?} never fire");
 }
 
-/// On how many random programs a rule makes the result cheaper, counted by leaving it out: `RULES.md` has these numbers.
+/// Counts the random programs for which disabling a rule makes the result more expensive. `RULES.md` lists these
+/// numbers.
 #[test]
 fn what_each_rule_buys_on_random_programs() {
     let draw = |seed: u64, n: usize| (0..n).map(|i| dice(seed, i, 1 << 16) as u16).collect::<Vec<u16>>();
     let (mut searches, mut pays, mut hurts) = (0, BTreeMap::new(), BTreeMap::new());
     for seed in 0..40 {
-        // Tiny ones, where a collective costs its latency, and large ones, where it costs its bytes.
+        // Small programs, in which latency dominates the cost of collectives, and large ones, in which bandwidth does.
         let sources = [
             perceptron(4, 3, 6, 2),
             attention(4, 2, 3, 5),
@@ -1573,9 +1575,9 @@ fn what_each_rule_buys_on_random_programs() {
     assert!(pays.len() > 5);
 }
 
-/// The evaluator sees two different values in one class.
+/// The evaluator detects two different values in one class.
 #[test]
-fn a_wrong_union_is_seen() {
+fn a_wrong_union_is_detected() {
     let graph = read(
         "a=2",
         "
@@ -1604,14 +1606,14 @@ proptest! {
     #![proptest_config(config(250))]
 
     #[test]
-    fn perceptrons_stay_what_they_are(sizes in prop::array::uniform4(1usize..6), mesh in 0usize..5, choices in choices()) {
+    fn optimized_perceptrons_keep_their_values(sizes in prop::array::uniform4(1usize..6), mesh in 0usize..5, choices in choices()) {
         let [b, i, h, o] = sizes;
         let checked = propagated(&perceptron(b, i, h, o), mesh, &choices, 1e-12);
         prop_assert!(checked.is_ok(), "{}", checked.unwrap_err());
     }
 
     #[test]
-    fn attentions_stay_what_they_are(sizes in prop::array::uniform4(1usize..5), mesh in 0usize..5, choices in choices()) {
+    fn optimized_attentions_keep_their_values(sizes in prop::array::uniform4(1usize..5), mesh in 0usize..5, choices in choices()) {
         let [t, heads, d, v] = sizes;
         let checked = propagated(&attention(t, heads, d, v), mesh, &choices, 1e-9);
         prop_assert!(checked.is_ok(), "{}", checked.unwrap_err());
@@ -1621,7 +1623,7 @@ proptest! {
 proptest! {
     #![proptest_config(config(1500))]
 
-    /// Every operation, by the generator of the IR's own tests.
+    /// All operations, from the generator of the tests of the IR.
     #[test]
     fn terms_of_a_class_are_equal(choices in prop::collection::vec(any::<u16>(), 40..160)) {
         let case = generator::build(&choices);

@@ -1,12 +1,12 @@
 //! The brute-force validator of the factor table.
 //!
-//! For every row: every placement of the operands over one and two axes, on small shapes with prime,
-//! uneven and empty shards. The ranks are simulated with the reference interpreter and compared with
-//! the unsharded operation. Two faults are told apart:
+//! Every row is tested with every placement of the operands over one and two axes, on small shapes with prime, uneven
+//! and empty shards. The ranks are simulated with the reference interpreter and compared with the unsharded operation.
+//! There are two kinds of faults:
 //!
-//! * **wrong**: `place` names a result placement under which the ranks hold another value;
-//! * **missed**: `place` refuses, although some placement of the result denotes the right value for
-//!   every random input. The misses that are no fault stand, with their reason, in [`excuse`].
+//! * **wrong**: `place` returns a placement of the result under which the ranks hold a different value;
+//! * **missed**: `place` returns an error, although some placement of the result denotes the right value for //! every
+//!   random input. [`excuse`] lists acceptable misses with their reasons.
 
 mod ranks;
 
@@ -19,24 +19,24 @@ use tpc_ir::{AxisId, AxisSet, DType, MapFn, Mesh, Op, Partial, ReduceOp, Scalar,
 use tpc_passes::redistribute::steps;
 use tpc_passes::rules::{Misplaced, Rule, place, place_redistribution, rule};
 
-/// Which values an operand is filled with.
+/// The values that an operand is filled with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Values {
-    /// −4 to 4.
+    /// Integers from −4 to 4.
     Integers,
-    /// The same in quarters: functions that round to integers are not the identity.
+    /// Multiples of 1/4 from −4 to 4, for which rounding to integers is not the identity.
     Quarters,
-    /// Thirds, which every float type rounds.
+    /// Multiples of 1/3, which every float type rounds.
     Thirds,
-    /// −1, 0 and 1: often equal.
+    /// −1, 0 and 1, which are often equal.
     Signs,
-    /// ±1, ±2, ±4: quotients are exact.
+    /// ±1, ±2 and ±4, whose quotients are exact.
     Powers,
     /// 0 and 1.
     Truth,
-    /// 0 to 3, of a type without negative numbers; 200 now and then, so that sums saturate.
+    /// 0 to 3, for a type without negative numbers, and sometimes 200, so that sums saturate.
     Bytes,
-    /// Row numbers, one beyond either end included.
+    /// Row numbers, including one beyond each end.
     Rows(usize),
 }
 
@@ -55,7 +55,7 @@ impl Values {
         }
     }
 
-    /// What suits an element type.
+    /// Suitable values for an element type.
     fn of(dtype: DType) -> Self {
         match dtype {
             DType::Bool => Values::Truth,
@@ -65,7 +65,7 @@ impl Values {
     }
 }
 
-/// An operation with its operands.
+/// An operation with its operands and results.
 #[derive(Clone)]
 struct Case {
     name: String,
@@ -90,7 +90,7 @@ impl Case {
         Case { name, op, operands, results, tolerance: 0.0 }
     }
 
-    /// A case of an operation with subscripts; `sizes` are those of its letters.
+    /// A case of an operation with subscripts; `sizes` are the sizes of its letters.
     fn letters(
         op: impl Fn(Subscripts) -> Op,
         subs: &str,
@@ -110,7 +110,7 @@ impl Case {
         Case { tolerance: 1e-9, ..self }
     }
 
-    /// The row of one result.
+    /// The row of the table, restricted to one result.
     fn row(&self, result: usize) -> Rule {
         let operands: Vec<&Type> = self.operands.iter().map(|(t, _)| t).collect();
         let row = rule(&self.op, &operands, &self.results.iter().collect::<Vec<_>>());
@@ -118,25 +118,26 @@ impl Case {
     }
 }
 
-/// What the validator saw.
+/// The findings of the validator.
 #[derive(Default)]
 struct Report {
-    /// Faults by operation and kind of placement: how many, and the first.
+    /// Faults by operation and kind of placement: their number and the first of them.
     wrong: BTreeMap<String, (usize, String)>,
     missed: BTreeMap<String, (usize, String)>,
-    /// How often each excuse was needed.
+    /// The number of times that each excuse was needed.
     excused: BTreeMap<Excuse, usize>,
-    /// Placements that the table admits and that are right.
+    /// Number of placements that the table admits and that are right.
     right: usize,
 }
 
-/// An operand under one placement: its type and, per trial, what the ranks hold and what that means.
+/// An operand under one placement: its type and, for each trial, the local tensors and the value that they denote.
 struct Placed {
     ty: Type,
     trials: Vec<(Ranks, Tensor)>,
 }
 
-/// Random inputs per placement; in the last one all terms of a partial but the first are identities.
+/// Number of random inputs per placement. In the last trial, all terms of a partial value except the first are
+/// identities.
 const TRIALS: usize = 16;
 
 fn placed(case: &Case, operand: usize, mesh: &Mesh) -> Vec<Placed> {
@@ -154,7 +155,7 @@ fn placed(case: &Case, operand: usize, mesh: &Mesh) -> Vec<Placed> {
     placements(ty.rank(), mesh, &[ReduceOp::Sum, ReduceOp::Max]).into_iter().map(spread_over).collect()
 }
 
-/// Calls `f` with every choice of one index below each bound.
+/// Calls `f` with every combination of indices below the given bounds.
 fn odometer(bounds: &[usize], mut f: impl FnMut(&[usize])) {
     let mut at = vec![0; bounds.len()];
     loop {
@@ -206,7 +207,7 @@ impl<'a> Trial<'a> {
         Trial { case, result, mesh, types, operands, truths }
     }
 
-    /// What the ranks compute in a trial if the result is cut like this.
+    /// The local tensors that the ranks compute in a trial if the result is cut by `dims`.
     fn computed(&self, trial: usize, dims: &Dims) -> Option<Ranks> {
         let sharding = Sharding { dims: dims.clone(), partial: None };
         let results: Vec<Type> = self.case.results.iter().map(|t| t.placed(sharding.clone())).collect();
@@ -214,7 +215,7 @@ impl<'a> Trial<'a> {
         local(&self.case.op, &self.types, &results, &operands, self.mesh).ok().map(|mut r| r.remove(self.result))
     }
 
-    /// Whether the ranks hold the right value under this placement of the result, in every trial.
+    /// Whether the ranks hold the right value under the given placement of the result, in every trial.
     fn is_right(&self, sharding: &Sharding) -> bool {
         let ty = self.case.results[self.result].placed(sharding.clone());
         (0..TRIALS).all(|t| {
@@ -224,7 +225,7 @@ impl<'a> Trial<'a> {
         })
     }
 
-    /// A placement of the result, cut like this, under which the ranks hold the right value.
+    /// A placement of the result, cut by `dims`, under which the ranks hold the right value.
     fn existing(&self, dims: &Dims) -> Option<Sharding> {
         let first = self.computed(0, dims)?;
         let reductions = [ReduceOp::Sum, ReduceOp::Max, ReduceOp::Min];
@@ -235,7 +236,7 @@ impl<'a> Trial<'a> {
         })
     }
 
-    /// Counts a fault among those of its kind.
+    /// Records a fault under its kind.
     fn note(&self, faults: &mut BTreeMap<String, (usize, String)>, found: &str) {
         let kind = |t: &&Type| match t.sharding.partial {
             Some(p) => format!("{} {}", t.dtype, p.op.name()),
@@ -255,7 +256,7 @@ impl<'a> Trial<'a> {
         self.case.results[self.result].placed(s.clone()).display(self.mesh)
     }
 
-    /// Compares what the table says with what the ranks hold.
+    /// Compares the placements in the table with the values that the ranks hold.
     fn judge(&self, cuts: &[Dims], report: &mut Report) {
         let row = self.case.row(self.result);
         let free = row.results[0].iter().any(|f| !row.operands.iter().any(|o| o.contains(f)));
@@ -294,21 +295,21 @@ impl<'a> Trial<'a> {
     }
 }
 
-/// Why a right placement need not be in the table.
+/// A reason why the table may omit a right placement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Excuse {
-    /// A dimension of size 1 or 0 is cut in name only: one rank holds all of it.
+    /// A dimension of size 1 or 0 is cut only formally, because one rank holds all of it.
     SizeOne,
-    /// A maximum passes everything that grows (or falls: it is then a minimum). The table has the
-    /// increasing functions of one operand; no program has a maximum before the others.
+    /// A maximum commutes with every increasing function, and with every decreasing one if it becomes a minimum. The
+    /// table contains only the increasing functions of one operand; no program has a maximum before the others.
     Maximum,
-    /// A product of sums over different axes is a sum over both. No program leaves two partials.
+    /// A product of sums over different axes is a sum over both. No program has products of two partial values.
     Bilinear,
-    /// On truth values and bytes a sum is an "or" and saturates, so more passes than on numbers. None
-    /// are summed across ranks.
+    /// A sum of truth values is an "or", and a sum of bytes saturates, so they commute with more functions than sums of
+    /// numbers. Neither are summed across ranks.
     Saturating,
-    /// A merged or split dimension may be cut by its major factor where the axis divides that, but
-    /// the table does not know the mesh; canonicalizing factors such dimensions instead.
+    /// A merged or split dimension may be cut by its major factor if the axis divides that factor, but the table does
+    /// not know the mesh. Instead, canonicalization factors such dimensions.
     Major,
 }
 
@@ -337,13 +338,13 @@ fn excuse(trial: &Trial) -> Option<Excuse> {
     }
 }
 
-/// Whether a function grows in each operand or falls in each, and is not in the table as increasing.
+/// Whether a function is increasing or decreasing in each operand, without being increasing according to the table.
 fn grows_or_falls(f: MapFn) -> bool {
     use MapFn::{Add, Cast, Ceil, Floor, Ge, Gt, Le, Lt, Max, Min, Neg, Round, Select, Sign, Sub};
     matches!(f, Add | Sub | Neg | Max | Min | Select | Floor | Ceil | Round | Sign | Ge | Gt | Le | Lt | Cast(_))
 }
 
-/// Validates cases: nothing wrong, and nothing missed that is not excused. Every excuse must be needed.
+/// Checks that nothing is wrong and that only excused placements are missed. Exactly the given excuses must be needed.
 fn validate_all(cases: impl IntoIterator<Item = Case>, excuses: &[Excuse]) {
     let mut report = Report::default();
     for case in cases {
@@ -366,7 +367,7 @@ fn map(f: MapFn) -> impl Fn(Subscripts) -> Op {
     move |subs| Op::Map { f, subs }
 }
 
-/// The operand kinds of a function of `n` operands of one element type.
+/// The element types and values of the `n` operands of a function.
 fn kinds(f: MapFn, n: usize, dtype: DType) -> Vec<(DType, Values)> {
     let mut kinds = vec![(dtype, Values::of(dtype)); n];
     match f {
@@ -459,7 +460,7 @@ fn functions_of_three_operands() {
     validate_all(cases, &[Excuse::Maximum]);
 }
 
-/// Integers round quotients, bytes and truth values saturate: less is linear in them.
+/// Quotients of integers are rounded, and bytes and truth values saturate, so fewer functions are linear in them.
 #[test]
 fn functions_of_other_element_types() {
     let arithmetic = [MapFn::Add, MapFn::Sub, MapFn::Mul, MapFn::Neg, MapFn::Identity];
@@ -623,7 +624,7 @@ fn reshapes() {
     );
 }
 
-/// Values without elements, and sums of nothing.
+/// Values without elements, and empty sums.
 #[test]
 fn empty_dimensions() {
     let sum = |op: ReduceOp| move |subs: Subscripts| Op::Reduce { op, subs };
@@ -641,7 +642,7 @@ fn empty_dimensions() {
 }
 
 #[test]
-fn what_only_the_type_determines() {
+fn results_determined_only_by_their_type() {
     let fill = |shape: &[usize]| Case::new(Op::Fill(Scalar::float(3.0)), &[], &[(DType::F64, shape)]);
     let iota = |n: usize| Case::new(Op::Iota, &[], &[(DType::I64, &[n])]);
     let s = Scalar::float;
@@ -654,7 +655,7 @@ fn what_only_the_type_determines() {
     validate_all([fill(&[5, 3]), fill(&[]), iota(5), iota(3), iota(2)].into_iter().chain(random), &[]);
 }
 
-/// A value of random terms, under every placement.
+/// A value with random terms under every placement.
 fn values(shape: &[usize], mesh: &Mesh, ops: &[ReduceOp]) -> Vec<(Type, Ranks, Tensor)> {
     let spread_over = |sharding: Sharding| {
         let ty = Type::new(DType::F64, shape).placed(sharding);
@@ -664,7 +665,7 @@ fn values(shape: &[usize], mesh: &Mesh, ops: &[ReduceOp]) -> Vec<(Type, Ranks, T
     placements(shape.len(), mesh, ops).into_iter().map(spread_over).collect()
 }
 
-/// Every redistribution of a value of two dimensions.
+/// All redistributions of a value with two dimensions.
 fn redistributions(mesh: &Mesh) -> Vec<Op> {
     let lists: Vec<Vec<AxisId>> =
         cuts(1, mesh).into_iter().map(|mut d| d.remove(0)).filter(|l| !l.is_empty()).collect();
@@ -684,8 +685,8 @@ fn redistributions(mesh: &Mesh) -> Vec<Op> {
     all
 }
 
-/// A redistribution that the table admits changes nothing but where the value lies, on uneven and
-/// empty shards too; the verifier of the IR has the same table.
+/// A redistribution that the table admits changes only the placement of the value, also for uneven and empty shards.
+/// The verifier of the IR admits the same redistributions.
 #[test]
 fn redistributions_keep_the_value() {
     for mesh in MESHES {
@@ -715,7 +716,7 @@ fn redistributions_keep_the_value() {
     }
 }
 
-/// The canonical steps from any placement to any other arrive there with the value.
+/// The canonical steps from any placement to any other lead to that placement and keep the value.
 #[test]
 fn steps_keep_the_value() {
     for mesh in MESHES {
@@ -744,9 +745,9 @@ fn steps_keep_the_value() {
     }
 }
 
-/// The validator sees a table that is wrong, and one that misses.
+/// The validator detects both a wrong table and an incomplete one.
 #[test]
-fn faults_are_seen() {
+fn faults_are_detected() {
     let case = map_case(MapFn::Exp, "a->a", &[5], DType::F64);
     let mesh = Mesh::parse("a=2").unwrap();
     let operands = placed(&case, 0, &mesh);
@@ -761,7 +762,7 @@ fn faults_are_seen() {
     assert_eq!((report.wrong.len(), report.missed.len()), (1, 1));
 }
 
-/// Known traps: silent wrong numbers in other systems.
+/// Cases in which other systems have silently computed wrong numbers.
 mod traps {
     use super::*;
     use Misplaced::{AxisTwice, Disagree, Redistribution, TwoReductions, Whole};
@@ -775,7 +776,7 @@ mod traps {
         Type::new(DType::F64, shape).placed(sharding)
     }
 
-    /// Where the table puts the result of an operation, of this shape.
+    /// The placement that the table gives the result of an operation.
     fn placed(op: &Op, operands: &[&Type], shape: &[usize]) -> Result<Sharding, Misplaced> {
         place(&rule(op, operands, &[&Type::new(DType::F64, shape)]), operands, None)
     }
@@ -805,14 +806,14 @@ mod traps {
     fn merging_heads_with_the_minor_factor_sharded() {
         assert_eq!(placed(&Op::Reshape, &[&ty(&[2, 4], &[&[], &[A]], &[])], &[8]), Err(Whole));
         assert_eq!(placed(&Op::Reshape, &[&ty(&[3, 2, 4], &[&[], &[], &[A]], &[])], &[3, 8]), Err(Whole));
-        // Other dimensions pass.
+        // Cuts of other dimensions are admitted.
         assert_eq!(
             placed(&Op::Reshape, &[&ty(&[3, 2, 4], &[&[A], &[], &[]], &[])], &[3, 8]),
             Ok(ty(&[3, 8], &[&[A], &[]], &[]).sharding)
         );
     }
 
-    /// pytorch 163193, and a bias that every rank would add.
+    /// pytorch 163193: adding a bias that every rank has to a partial value.
     #[test]
     fn a_partial_plus_what_every_rank_has() {
         let op = Op::Map { f: MapFn::Add, subs: subs("ab,->ab") };
@@ -823,7 +824,7 @@ mod traps {
         assert_eq!(placed(&op, &[&partial, &ty(&[3], &[&[]], &[A])], &[4, 3]), Ok(partial.sharding));
     }
 
-    /// pytorch 162692: a mean is a sum divided by the global count, so uneven shards weigh right.
+    /// pytorch 162692: a mean is a sum divided by the global count, so uneven shards are weighted correctly.
     #[test]
     fn a_mean_over_uneven_shards() {
         let mesh = Mesh::parse("a=2").unwrap();
@@ -835,7 +836,7 @@ mod traps {
         let sums = local(&sum, &[&x], std::slice::from_ref(&part), &[&ranks], &mesh).unwrap().remove(0);
         let mean = denoted(&part, &sums, &mesh).unwrap().data[0] / 5.0;
         assert_eq!(mean, 2.0);
-        // The mean of the ranks' means would be another number.
+        // The mean of the ranks' means would be a different number.
         assert_eq!((sums[0].data[0] / 3.0 + sums[1].data[0] / 2.0) / 2.0, 2.25);
     }
 
@@ -851,7 +852,7 @@ mod traps {
         assert_eq!(placed(&square, &[&x, &x], &[3]), Err(Misplaced::Partial));
     }
 
-    /// pytorch 194457: nested chunks of 5 over 2×2 are 2, 1, 1, 1; a flattened gather joins just these.
+    /// pytorch 194457: nested chunks of 5 over 2×2 are 2, 1, 1, 1, and a flattened gather joins exactly these.
     #[test]
     fn a_flattened_gather_of_an_uneven_dimension() {
         let mesh = Mesh::parse("a=2,b=2").unwrap();
@@ -863,13 +864,13 @@ mod traps {
             assert_eq!(place_redistribution(&gather(&axes), &x), Ok(to.sharding.clone()));
             let moved = local(&gather(&axes), &[&x], &[to], &[&ranks], &mesh).unwrap().remove(0);
             assert!(moved.iter().all(|t| **t == whole));
-            // The axes in another order, or the major one first.
+            // The axes in a different order, or the major axis first.
             assert_eq!(place_redistribution(&gather(&[axes[1], axes[0]]), &x), Err(Redistribution));
             assert_eq!(place_redistribution(&gather(&axes[..1]), &x), Err(Redistribution));
         }
     }
 
-    /// pytorch 175776: an index of the local maximum is no index of the value.
+    /// pytorch 175776: the index of a local maximum is not an index of the whole value.
     #[test]
     fn an_index_of_the_maximum_of_a_sharded_row() {
         let x = ty(&[3, 5], &[&[], &[A]], &[]);
@@ -878,7 +879,7 @@ mod traps {
         assert_eq!(place(&row, &[&x], None), Err(Whole));
     }
 
-    /// xla 42481: the rows of a scatter-add that is still partial cannot be sliced by the same axis.
+    /// xla 42481: the rows of a scatter-add that is still partial cannot be sliced along the same axis.
     #[test]
     fn a_slice_before_the_reduction_of_a_scatter_add() {
         let (index, update) = (ty(&[6], &[&[A]], &[]), ty(&[6, 2], &[&[A], &[]], &[]));
@@ -893,7 +894,7 @@ mod traps {
         assert_eq!(place_redistribution(&scatter, &sum), Ok(cut.sharding));
     }
 
-    /// pytorch 168058: every rank draws the numbers of its own global indices.
+    /// pytorch 168058: every rank draws the random numbers of its own global indices.
     #[test]
     fn random_values_that_depend_on_the_placement() {
         let mesh = Mesh::parse("a=2,b=3").unwrap();
@@ -933,7 +934,7 @@ mod traps {
         assert!(matches!(placed(&sum, &[&x], &[2]), Err(Misplaced::Partial | TwoReductions)));
     }
 
-    /// The maximum of an empty shard is −∞, of which a logarithm makes NaN.
+    /// The maximum of an empty shard is −∞, and the logarithm of that is NaN.
     #[test]
     fn a_logarithm_of_a_partial_maximum() {
         let max = Sharding::replicated(1).with_partial(ReduceOp::Max, AxisSet::one(A)).unwrap();

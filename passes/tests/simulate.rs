@@ -1,4 +1,4 @@
-//! What a rank is predicted to do when: the sums of its kernels and collectives, with and without overlap.
+//! Tests of the predicted timeline of a rank: the total times of its kernels and collectives, with and without overlap.
 
 use tpc_ir::program::{Action, RankProgram};
 use tpc_ir::reason::Demand;
@@ -9,7 +9,7 @@ use tpc_passes::simulate::{Lane, Timeline, simulate};
 use tpc_passes::styles::annotations::{Annotation, Annotations};
 use tpc_passes::targets::{DeviceKind, Target};
 
-/// Two independent pairs of products, each of which ends in a reduction.
+/// Two independent pairs of products, each followed by a reduction.
 const MODEL: &str = r#"mesh <>
 %0 = input data "x" : f32[64, 128]
 %1 = input parameter "a" : f32[128, 256]
@@ -25,7 +25,7 @@ const MODEL: &str = r#"mesh <>
 output result "y" %10
 "#;
 
-/// The first rank's program on two ranks, each pair cut by columns and rows.
+/// The program of the first of two ranks, with each pair cut by columns and rows.
 fn program(target: &Target) -> RankProgram {
     let model = parse::parse(MODEL).unwrap();
     let mesh = Mesh::parse("tp=2").unwrap();
@@ -36,12 +36,12 @@ fn program(target: &Target) -> RankProgram {
     };
     let inputs = [cut("a", 1), cut("b", 0), cut("c", 1), cut("d", 0)].into_iter().collect();
     let placed = propagate(&model, &Annotations { mesh, inputs, ..Annotations::default() }, target);
-    // Buckets would make one collective of the two.
+    // Buckets would combine the two collectives.
     let options = LowerOptions { bucket_bytes: 0, ..LowerOptions::default() };
     lower_with(&placed, target, &options).unwrap().remove(0)
 }
 
-/// A target whose launches, products, memory and links take times that are easy to add up.
+/// A target on which the times of launches, products, memory and links are easy to add up.
 fn target(kind: DeviceKind, latency: f64, bandwidth: f64) -> Target {
     let mut target = Target::cpu().clone();
     target.device.kind = kind;
@@ -54,9 +54,9 @@ fn target(kind: DeviceKind, latency: f64, bandwidth: f64) -> Target {
     target
 }
 
-/// Floating-point operations of a rank: four products of 64 × 128 × 128 terms.
+/// Floating-point operations of a rank, which computes four products of 64 × 128 × 128 terms.
 const FLOPS: f64 = 4.0 * 2.0 * 64.0 * 128.0 * 128.0;
-/// Bytes of a reduced value.
+/// Size of a reduced value in bytes.
 const VALUE: f64 = 64.0 * 128.0 * 4.0;
 
 fn kernels(program: &RankProgram) -> usize {
@@ -75,7 +75,7 @@ fn about(a: f64, b: f64) -> bool {
 }
 
 #[test]
-fn a_cpu_does_one_thing_after_the_other() {
+fn a_cpu_overlaps_nothing() {
     let (program, timeline) = simulated(DeviceKind::Cpu, 0.5, VALUE);
     let compute = kernels(&program) as f64 + FLOPS / 1e6;
     assert!(about(timeline.flops, FLOPS) && about(timeline.busy(Lane::Compute), compute), "{timeline:?}");
@@ -89,7 +89,8 @@ fn a_cpu_does_one_thing_after_the_other() {
 fn a_gpu_waits_only_for_what_no_kernel_hides() {
     let (program, timeline) = simulated(DeviceKind::Cuda, 0.5, VALUE);
     let compute = kernels(&program) as f64 + FLOPS / 1e6;
-    // The first reduction travels while the second pair of products runs; the loop after the second one waits for all of it.
+    // The first reduction is in flight while the second pair of products runs; the loop after the second reduction
+    // waits for all of it.
     assert!(about(timeline.busy(Lane::Communication), 3.0) && about(timeline.busy(Lane::Waiting), 1.5), "{timeline:?}");
     assert!(about(timeline.seconds, compute + 1.5) && about(timeline.exposed(), 1.5), "{timeline:?}");
 }
@@ -103,12 +104,12 @@ fn links_without_latency_and_limit_cost_nothing() {
 }
 
 #[test]
-fn collectives_travel_one_after_the_other() {
-    // Slower than all kernels together: the second one waits for the first on the stream.
+fn collectives_are_executed_in_sequence() {
+    // The collectives are slower than all kernels together, so the second waits for the first on the stream.
     let (_, timeline) = simulated(DeviceKind::Cuda, 100.0, f64::INFINITY);
-    let travels: Vec<_> = timeline.slices.iter().filter(|slice| slice.lane == Lane::Communication).collect();
-    assert_eq!(travels.len(), 2);
-    assert!(about(travels[1].start, travels[0].start + 100.0), "{timeline:?}");
+    let collectives: Vec<_> = timeline.slices.iter().filter(|slice| slice.lane == Lane::Communication).collect();
+    assert_eq!(collectives.len(), 2);
+    assert!(about(collectives[1].start, collectives[0].start + 100.0), "{timeline:?}");
 }
 
 #[test]

@@ -753,7 +753,7 @@ fn errors_of_what_burn_cannot_record() {
     let one_hot = error_of(|x| tpc::scope("loss", x, |x| x.one_hot::<3>(4)));
     assert_eq!(one_hot, CaptureError::ReadsValue { scope: Some("loss".into()) });
     let argwhere = error_of(|x| x.greater_scalar(0.0).argwhere());
-    insta::assert_snapshot!(argwhere, @"a computed value is read outside of any marked region (mark one with `tpc::scope` to see which module): nothing is computed during a capture, so `into_data`, `into_scalar`, `argwhere`, `one_hot` and the like cannot be recorded; compute it outside and pass it as an input");
+    insta::assert_snapshot!(argwhere, @"a computed value is readoutside any marked region (mark one with `tpc::scope` to see which module): nothing is computed during a capture, so `into_data`, `into_scalar`, `argwhere`, `one_hot` and the like cannot be recorded; compute it outside and pass it as an input");
     let inner = error_of(|x| tpc::scope("head", x, Tensor::<2>::from_inner));
     insta::assert_snapshot!(inner, @"changing the autodiff state of a tensor (`inner`, `from_inner`, `backward`) cannot be captured in `head`: the capture differentiates the closure itself; return the loss instead, or end a `TrainStep` of burn-train with `tpc::burn_train::backward(self, loss, output)`");
     let error = capture_training(&Mlp::new(&Device::flex()), &adamw(), mlp_batch(), |m: &Mlp, (x, y)| {

@@ -460,7 +460,7 @@ fn patterns_of_any_form_are_matched_at_once() {
         assert_eq!(
             refused(freeze),
             format!(
-                "freezing `{}` changes nothing: nothing that it matches is frozen by a pattern before it; leave it out",
+                "freezing `{}` changes nothing: no earlier pattern freezes anything that it matches; leave it out",
                 freeze[1]
             )
         );
@@ -1020,7 +1020,7 @@ fn options_without_effect_are_said() {
         assert_eq!(code, 1);
         err.strip_prefix(KEEPS_NOTHING).unwrap_or(&err).to_string()
     };
-    let nothing = "nothing that it matches is frozen by a pattern before it";
+    let nothing = "no earlier pattern freezes anything that it matches";
     for pattern in ["!", "!*", "!lm_head"] {
         assert_eq!(
             fails(&["--freeze", pattern]),
@@ -1029,7 +1029,7 @@ fn options_without_effect_are_said() {
     }
     assert_eq!(
         fails(&["--freeze", "lm_head", "--freeze", "lm_head.weight"]),
-        "error: freezing `lm_head.weight` changes nothing: all that it matches is frozen by the patterns before it; leave it out\n"
+        "error: freezing `lm_head.weight` changes nothing: everything that it matches is already frozen by earlier patterns; leave it out\n"
     );
     assert_eq!(fails(&["--disable-rule", "7", "--disable-rule", "7"]), "error: --disable-rule 7 is given twice\n");
     assert_eq!(fails(&["--enable-rule", "1", "--enable-rule", "1"]), "error: --enable-rule 1 is given twice\n");

@@ -340,7 +340,7 @@ fn captures() {
             y.mean()
         },
         &format!(
-            "a computed value is read outside of any marked region (mark one with `tpc::scope` to see which module): {READS}"
+            "a computed value is readoutside any marked region (mark one with `tpc::scope` to see which module): {READS}"
         ),
     );
     not_captured(

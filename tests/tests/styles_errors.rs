@@ -196,7 +196,7 @@ fn modules_of_the_wrong_type() {
 fn boundaries_that_cannot_be_seen() {
     let shown = |module: &str, side: &str| {
         format!(
-            "plan entry `{module}` places {side} of `{module}`, but where that module begins and ends cannot be seen from its parameters: mark it in the model, `tpc::scope(\"{module}\", inputs, |inputs| …)` around the module's call"
+            "plan entry `{module}` places {side} of `{module}`, but its boundaries cannot be inferred from its parameters: mark them in the model with `tpc::scope(\"{module}\", inputs, |inputs| …)` around the module's call"
         )
     };
     refused(Plan::new().with("layers.0.norm", inputs(&[s(1)], &[R])), "tp=2", &shown("layers.0.norm", "arguments"));
@@ -266,7 +266,7 @@ fn convolutions_that_cannot_be_seen() {
             (Plan::new().with(module, outputs(&[s(0)])), "results"),
         ] {
             let expected = format!(
-                "plan entry `{module}` places {side} of `{module}`, but where that module begins and ends cannot be seen from its parameters: mark it in the model, `tpc::scope(\"{module}\", inputs, |inputs| …)` around the module's call"
+                "plan entry `{module}` places {side} of `{module}`, but its boundaries cannot be inferred from its parameters: mark them in the model with `tpc::scope(\"{module}\", inputs, |inputs| …)` around the module's call"
             );
             match found(&plan) {
                 Ok(()) => panic!("accepted: {plan:?}"),
@@ -593,28 +593,28 @@ fn a_data_mode_alone_has_the_usual_axes() {
 /// JSON readers keep one of two equal keys: half of the plan would be ignored.
 #[test]
 fn plan_files_that_say_something_twice() {
-    let ambiguous = |what: &str| format!("the plan is ambiguous: {what}; put what both say under one key");
-    let path = |path: &str| format!("the plan has two entries for the path `{path}`: put what both say into one");
+    let ambiguous = |what: &str| format!("the plan is ambiguous: {what}; merge both values under one key");
+    let path = |path: &str| format!("the plan has two entries for the path `{path}`: merge them");
     for (text, expected) in [
         (
             r#"{"styles": {"last": "ColwiseParallel"}, "styles": {"table": "RowwiseParallel"}}"#,
-            ambiguous("the key \"styles\" stands twice in the outermost object (line 1, column 48)"),
+            ambiguous("the key \"styles\" occurs twice in the outermost object (line 1, column 48)"),
         ),
         (
             "{\"styles\": {\n  \"last\": \"ColwiseParallel\",\n  \"last\": \"RowwiseParallel\"}}",
-            ambiguous("the key \"last\" stands twice in `styles` (line 3, column 8)"),
+            ambiguous("the key \"last\" occurs twice in `styles` (line 3, column 8)"),
         ),
         (
             r#"{"styles": {"last": {"ColwiseParallel": {"input_layouts": "Replicate", "input_layouts": "Shard(1)"}}}}"#,
-            ambiguous("the key \"input_layouts\" stands twice in `styles.last.ColwiseParallel` (line 1, column 86)"),
+            ambiguous("the key \"input_layouts\" occurs twice in `styles.last.ColwiseParallel` (line 1, column 86)"),
         ),
         (
             r#"{"data": {"mode": "ddp", "mode": "fsdp"}}"#,
-            ambiguous("the key \"mode\" stands twice in `data` (line 1, column 31)"),
+            ambiguous("the key \"mode\" occurs twice in `data` (line 1, column 31)"),
         ),
         (
             r#"{"axis": "tp", "\u0061xis": "dp"}"#,
-            ambiguous("the key \"axis\" stands twice in the outermost object (line 1, column 26)"),
+            ambiguous("the key \"axis\" occurs twice in the outermost object (line 1, column 26)"),
         ),
         (r#"{"styles": {"a": {"b": "ColwiseParallel"}, "a.b": "ColwiseParallel"}}"#, path("a.b")),
         (r#"{"styles": {"a": {"": "ColwiseParallel"}, "": {"a": "RowwiseParallel"}}}"#, path("a")),
@@ -644,11 +644,11 @@ fn plan_files_with_names_that_nothing_can_have() {
         ),
         (
             r#"{"styles": {"layers.[0.attn": "ColwiseParallel"}}"#,
-            "plan entry `layers.[0.attn` is no path pattern: the `[` at character 8 is never closed".into(),
+            "plan entry `layers.[0.attn` is not a path pattern: the `[` at character 8 is never closed".into(),
         ),
         (
             r#"{"styles": {"layers": {"{0,1": {"attn": "ColwiseParallel"}}}}"#,
-            "plan entry `layers.{0,1.attn` is no path pattern: the `{` at character 8 is never closed".into(),
+            "plan entry `layers.{0,1.attn` is not a path pattern: the `{` at character 8 is never closed".into(),
         ),
         (
             r#"{"styles": {"last": {"ColumnParallel": {"output_layouts": "Replicate"}}}}"#,
@@ -664,7 +664,7 @@ fn plan_files_with_names_that_nothing_can_have() {
     refused(
         Plan::new().with("layers.[9-0].mlp", PairwiseParallel),
         "tp=2",
-        "plan entry `layers.[9-0].mlp` is no path pattern: the range `9-0` holds no character: write `0-9`",
+        "plan entry `layers.[9-0].mlp` is not a path pattern: the range `9-0` holds no character: write `0-9`",
     );
 }
 
@@ -767,6 +767,6 @@ fn modules_that_are_shared_or_unused() {
     );
     refused(
         "merged",
-        "plan entry `merged` (ColwiseParallel) finds nothing to parallelize in `merged`, which is a Linear: `merged.weight` is read by `add`, and the style cuts only what enters a product as it is; remove the entry, and every rank keeps the whole of it",
+        "plan entry `merged` (ColwiseParallel) finds nothing to parallelize in `merged`, which is a Linear: `merged.weight` is read by `add`, but the style cuts only weights that a product reads directly; remove the entry to keep it whole on every rank",
     );
 }

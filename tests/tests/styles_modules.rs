@@ -22,7 +22,7 @@ use tpc_passes::styles::{
     ColwiseParallel, Layout, PairwiseParallel, PairwiseSequenceParallel, ParallelStyle, Plan, PrepareModuleInput,
     PrepareModuleInputOutput, PrepareModuleOutput, RowwiseParallel, SequenceParallel, TensorParallelMultiheadAttention,
 };
-use tpc_passes::styles::{StyleError, Way, parallelize_module};
+use tpc_passes::styles::{Direction, StyleError, parallelize_module};
 use tpc_tests::eager::filled;
 use tpc_tests::styles::{Case, floats};
 use tpc_tests::training::mesh;
@@ -472,7 +472,7 @@ fn a_module_with_a_residual_is_marked_or_refused() {
     let refused = residuals(false).compiled(&plan, "tp=2", &CompileOptions::for_cpu());
     assert_eq!(
         refused.err().unwrap().to_string(),
-        "plan entry `block` places results of `block`, but where that module begins and ends cannot be seen from its parameters: mark it in the model, `tpc::scope(\"block\", inputs, |inputs| …)` around the module's call"
+        "plan entry `block` places results of `block`, but its boundaries cannot be inferred from its parameters: mark them in the model with `tpc::scope(\"block\", inputs, |inputs| …)` around the module's call"
     );
     // Its argument is the same value in both cases.
     let taken = Plan::new().with("block", inputs(&[s(1)], &[R]));
@@ -693,11 +693,11 @@ impl ParallelStyle for Alternating {
             let path = &weight.name.holder();
             if level % 2 == 1 {
                 assert_eq!(module.biases(weight), [path.named("bias")]);
-                to.cut(module, weight, Way::Columns);
+                to.cut(module, weight, Direction::Columns);
                 to.argument(path, 0, Prepare::from(Layout::Shard(self.sequence), Layout::Replicate));
                 to.result(path, 0, Prepare::to(Layout::Replicate));
             } else {
-                to.cut(module, weight, Way::Rows);
+                to.cut(module, weight, Direction::Rows);
                 to.result(path, 0, Prepare::to(Layout::Shard(self.sequence)));
             }
         }

@@ -285,9 +285,9 @@ fn evaluation_changes_nothing_and_copies_nothing() {
                     for (rank, before) in before.iter().enumerate() {
                         let program = session.program(rank);
                         let own = program.inputs.iter().filter(|i| i.kind != InputKind::Parameter);
-                        let inputs: usize = own.map(|i| program.place(i).len().next_multiple_of(64)).sum();
+                        let inputs: usize = own.map(|i| program.bytes_of(i).len().next_multiple_of(64)).sum();
                         let parameters: usize =
-                            program.inputs.iter().map(|i| program.place(i).len()).sum::<usize>() - inputs;
+                            program.inputs.iter().map(|i| program.bytes_of(i).len()).sum::<usize>() - inputs;
                         let grown = session.allocated_bytes(rank) - before;
                         assert!(grown <= inputs, "{axes:?}: {grown} bytes for {inputs} of inputs");
                         assert!(inputs < parameters / 4);
@@ -299,7 +299,7 @@ fn evaluation_changes_nothing_and_copies_nothing() {
                     .inputs
                     .iter()
                     .filter(|i| i.kind == InputKind::Parameter)
-                    .map(|i| session.program(0).place(i).len())
+                    .map(|i| session.program(0).bytes_of(i).len())
                     .sum();
                 let data = batch(4, 100 + step);
                 let validation = validation.as_mut().unwrap();

@@ -73,7 +73,7 @@ pub(crate) fn note_search(report: &SearchReport, terminal: &mut Terminal) {
     if let Some(reached) = report.unfinished().filter(|_| !is_usual) {
         terminal.note(format!("the search for fewer collectives stopped after {reached}: it might find more"));
     }
-    if let Some(planner) = &report.planner {
+    if let Some(planner) = report.planner.as_ref().filter(|planner| !planner.steps.is_empty()) {
         note_planner(planner, terminal);
     }
 }

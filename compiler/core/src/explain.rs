@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use tpc_ir::ModulePath;
 use tpc_passes::options::OptionError;
 use tpc_passes::styles::pattern::Pattern;
-use tpc_passes::styles::{Same, StyleError};
+use tpc_passes::styles::{StyleError, TiedNames};
 
 /// A module of the captured model, under its name in plans.
 #[derive(Clone, Debug)]
@@ -115,7 +115,12 @@ impl Facts {
 
     fn tied(&self, path: String, module: ModulePath, parameter: ModulePath, shared: ModulePath) -> StyleError {
         let table = self.kind(&shared.holder()) == Some(with_article("Embedding"));
-        StyleError::Tied { kind: self.kind(&module), path, module, same: Box::new(Same { parameter, shared, table }) }
+        StyleError::Tied {
+            kind: self.kind(&module),
+            path,
+            module,
+            same: Box::new(TiedNames { parameter, shared, table }),
+        }
     }
 
     /// The module or parameter that a pattern names by an alias: what it names, the alias, and the parameter.

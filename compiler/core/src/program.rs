@@ -26,7 +26,7 @@ use tpc_passes::check::{check, well_formed};
 use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::{SearchOptions, SearchReport};
 use tpc_passes::kept::place_kept;
-use tpc_passes::lower::{LowerOptions, lower_beside, lower_rank, schedule};
+use tpc_passes::lower::{LowerOptions, lower_rank, lower_sharing_inputs, schedule};
 use tpc_passes::optimize::optimize;
 use tpc_passes::options::{StepOptions, accumulate::running_sums, on_captured, on_logical};
 use tpc_passes::planner::Placements;
@@ -119,7 +119,7 @@ pub(crate) fn compile_graph_beside(
 ) -> Result<Stages, Error> {
     let Planned { captured, logical, annotations, placed: Placed { propagated, placed, report } } =
         plan_graph(captured, mesh, plan, options, beside)?;
-    let ranks = lower_beside(&placed, &options.target, &options.lower, &beside.programs)?;
+    let ranks = lower_sharing_inputs(&placed, &options.target, &options.lower, &beside.programs)?;
     beside.check(&ranks)?;
     Ok(Stages { captured, logical, annotations, propagated, placed, report, ranks })
 }

@@ -13,7 +13,7 @@
 //! # use burn::tensor::{Device, Int, Tensor};
 //! # use tpc::prelude::*;
 //! use tpc::error::StyleError;
-//! use tpc::styles::{self, Placements, Prepare, Role, Way};
+//! use tpc::styles::{self, Placements, Prepare, Role, Direction};
 //!
 //! #[derive(Debug)]
 //! struct RowsOfTables;
@@ -29,7 +29,7 @@
 //!
 //!     fn place(&self, module: &styles::Module<'_>, placements: &mut Placements) -> Result<(), StyleError> {
 //!         for table in module.all_parameters().filter(|weight| weight.role == Role::Embedding) {
-//!             placements.cut(module, table, Way::Rows);
+//!             placements.cut(module, table, Direction::Rows);
 //!             placements.result(&table.name.holder(), 0, Prepare::to(Layout::Shard(1)));
 //!         }
 //!         Ok(())

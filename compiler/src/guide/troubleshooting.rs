@@ -24,7 +24,7 @@
 //! The compiled closure does not call that module.
 //!
 //! ```text
-//! plan entry `merged` (ColwiseParallel) finds nothing to parallelize in `merged`, which is a Linear: `merged.weight` is read by `add`, and the style cuts only what enters a product as it is; remove the entry, and every rank keeps the whole of it
+//! plan entry `merged` (ColwiseParallel) finds nothing to parallelize in `merged`, which is a Linear: `merged.weight` is read by `add`, but the style cuts only weights that a product reads directly; remove the entry to keep it whole on every rank
 //! ```
 //! The model computes the weight from the parameter before multiplying with it, as merged low-rank adapters do.
 //!
@@ -40,7 +40,7 @@
 //! An embedding and a head that share a weight have one placement.
 //!
 //! ```text
-//! plan entry `layers.1.norm` places arguments of `layers.1.norm`, but where that module begins and ends cannot be seen from its parameters: mark it in the model, `tpc::scope("layers.1.norm", inputs, |inputs| …)` around the module's call
+//! plan entry `layers.1.norm` places arguments of `layers.1.norm`, but its boundaries cannot be inferred from its parameters: mark them in the model with `tpc::scope("layers.1.norm", inputs, |inputs| …)` around the module's call
 //! ```
 //! Module boundaries follow from the uses of parameters, which here do not determine the boundary. Wrap the call in the
 //! model as the message shows. Outside of a compilation, `scope` only calls the closure, so the model still runs
@@ -86,7 +86,7 @@
 //! The value is misspelled.
 //!
 //! ```text
-//! the plan has two entries for the path `a.b`: put what both say into one
+//! the plan has two entries for the path `a.b`: merge them
 //! ```
 //! A nested map and a dotted path give the same path.
 //!

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Int, Tensor, activation::gelu};
 use burn::{module::Module, optim::AdamWConfig};
 use tpc::error::StyleError;
 use tpc::prelude::*;
-use tpc::styles::{Placements, Role, Way};
+use tpc::styles::{Direction, Placements, Role};
 
 #[derive(Debug)]
 struct Vocabulary;
@@ -23,10 +23,10 @@ impl ParallelStyle for Vocabulary {
         let rows = |role| module.all_parameters().filter(move |w| w.role == role);
         let words = rows(Role::Embedding).map(|table| module.rows(table)).max();
         for table in rows(Role::Embedding).filter(|table| Some(module.rows(table)) == words) {
-            to.cut(module, table, Way::Rows);
+            to.cut(module, table, Direction::Rows);
         }
         for linear in rows(Role::Linear).filter(|linear| Some(module.columns(linear)) == words) {
-            to.cut(module, linear, Way::Columns);
+            to.cut(module, linear, Direction::Columns);
         }
         Ok(())
     }

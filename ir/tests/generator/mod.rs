@@ -1,8 +1,8 @@
-//! Random well-formed graphs whose placement is right by construction, with inputs to run them on.
+//! Random well-formed graphs whose placement is correct by construction, with inputs to execute them on.
 //!
-//! Every choice is taken from a list of numbers, so that proptest can shrink a graph by shortening
-//! the list. All values that are used further are integers small enough that every order of
-//! summation gives the same result: the placed and the logical meaning must agree exactly.
+//! Every choice is taken from a list of numbers, so that proptest can shrink a graph by shortening the list. All values
+//! that are used as operands are integers small enough that every order of summation gives the same result, so the
+//! placed and the logical meaning must agree exactly.
 
 use std::collections::HashMap;
 use tpc_ir::graph::{OutputKind, Region};
@@ -11,7 +11,7 @@ use tpc_ir::op::Distribution;
 use tpc_ir::verify::redistributed;
 use tpc_ir::*;
 
-/// A graph and inputs for it.
+/// A graph and its inputs.
 #[derive(Debug)]
 pub struct Case {
     pub graph: Graph,
@@ -23,7 +23,7 @@ pub fn build(choices: &[u16]) -> Case {
     let mut dice = Dice { choices, at: 0 };
     let meshes = ["a=2,b=3", "a=3,b=2", "dp=2,tp=2", "a=1,b=2", "tp=4", "a=4,b=1"].map(|m| Mesh::parse(m).unwrap());
     let mesh = &meshes[dice.below(meshes.len())];
-    // Of four ranks on one axis, two parts.
+    // Four ranks on one axis form two parts.
     let parts = if mesh.axes().len() == 1 { mesh.split(AxisId(0), 2) } else { None };
     let graph = Graph::new(parts.unwrap_or_else(|| mesh.clone()));
     let mut b = Builder { graph, inputs: HashMap::new(), dice, pool: Vec::new(), bounds: HashMap::new() };
@@ -42,7 +42,7 @@ struct Dice<'a> {
 }
 
 impl Dice<'_> {
-    /// A number below `n`; 0 when the list is used up.
+    /// A number below `n`; 0 once the list is exhausted.
     fn below(&mut self, n: usize) -> usize {
         self.at += 1;
         self.choices.get(self.at - 1).map_or(0, |&c| c as usize % n)
@@ -59,7 +59,7 @@ struct Builder<'a> {
     dice: Dice<'a>,
     /// Values that operations may use.
     pool: Vec<Value>,
-    /// Largest magnitude of every value in the pool.
+    /// Upper bound on the magnitude of the elements of every value in the pool.
     bounds: HashMap<Value, f64>,
 }
 
@@ -107,7 +107,7 @@ impl Builder<'_> {
         self.bounds.insert(v, bound);
     }
 
-    /// Distinct axes dealt to dimensions; the ones in `used` are left out.
+    /// Assigns distinct axes to dimensions, without those in `used`.
     fn deal(&mut self, rank: usize, used: AxisSet) -> Dims {
         let mut dims = vec![Vec::new(); rank];
         let mut axes: Vec<AxisId> = self.graph.mesh.axis_ids().filter(|&a| !used.contains(a)).collect();
@@ -155,7 +155,7 @@ impl Builder<'_> {
         self.feed(ty, -3.0, 3.0)
     }
 
-    /// A value of the pool: not too large, of at least this rank; a fresh input if there is none.
+    /// A value of the pool that is not too large and has at least the given rank; a new input if there is none.
     fn value(&mut self, least: usize, bound: f64) -> Value {
         let fits = |v: &&Value| {
             let t = self.graph.ty(**v);
@@ -176,7 +176,7 @@ impl Builder<'_> {
         Some(self.push(op, &[v], ty, bound))
     }
 
-    /// The value reduced and moved to these dimensions.
+    /// Reduces a value and redistributes it to the given dimensions.
     fn moved(&mut self, mut v: Value, target: &Dims) -> Value {
         let bound = self.bounds[&v];
         if let Some(p) = self.ty(v).sharding.partial {
@@ -199,7 +199,7 @@ impl Builder<'_> {
         v
     }
 
-    /// The value with some sharding that leaves dimension `whole` alone.
+    /// Redistributes a value so that dimension `whole` is not sharded.
     fn whole(&mut self, v: Value, whole: usize) -> Value {
         let mut dims = self.deal(self.ty(v).rank(), AxisSet::EMPTY);
         dims[whole].clear();
@@ -224,7 +224,7 @@ impl Builder<'_> {
         }
     }
 
-    /// Types of operands and result from axes dealt to letters; axes of summed letters.
+    /// Shardings of operands and result from axes assigned to letters, and the axes of summed letters.
     fn by_letters(&mut self, subs: &Subscripts) -> (Vec<Dims>, Dims, AxisSet) {
         let letters = self.deal(subs.letters(), AxisSet::EMPTY);
         let dims = |row: &Vec<u8>| row.iter().map(|&l| letters[l as usize].clone()).collect::<Dims>();
@@ -235,7 +235,7 @@ impl Builder<'_> {
     fn map(&mut self) {
         let a = self.value(0, 1e4);
         let t = self.ty(a);
-        // The result's letters are the operand's, rotated, and sometimes one more.
+        // The letters of the result are those of the operand, rotated, and sometimes one more.
         let mut letters: Vec<u8> = (0..t.rank() as u8).collect();
         let own = letters.clone();
         let mut shape = t.shape.clone();
@@ -431,7 +431,7 @@ impl Builder<'_> {
         let cut = self.deal(count.len(), used);
         let ty =
             Type { dtype: DType::I64, shape: count.clone(), sharding: Sharding { dims: cut.clone(), partial: None } };
-        // One row before and one row behind the table: read as zeros.
+        // One row before and one row after the table, which read as zeros.
         let index = self.feed(ty, -1.0, t.shape[0] as f64);
         let sharding = Sharding { dims: [cut, dims[1..].to_vec()].concat(), partial: None };
         let sharding = sharding.with_partial(ReduceOp::Sum, dims[0].iter().copied().collect()).unwrap();
@@ -448,7 +448,7 @@ impl Builder<'_> {
         let dims = self.deal(t.rank(), AxisSet::EMPTY);
         let table = self.moved(v, &dims);
         let named = 1 + self.dice.below(4);
-        // A number may be named twice, and may be outside of the table.
+        // A row number may occur twice, and may be outside the table.
         let index = self.feed(Type::new(DType::I64, vec![named]), -1.0, t.shape[0] as f64);
         let shape = [&[named], &t.shape[1..]].concat();
         let sharding = Sharding { dims: [&[Vec::new()], &dims[1..]].concat(), partial: None };
@@ -550,7 +550,7 @@ impl Builder<'_> {
         }
         let graph = &self.graph;
         let boundaries = |values: &[Value]| -> Vec<Boundary> {
-            // The first as it is, the others flat.
+            // The first output keeps its layout; the others are flattened.
             let layout = |i: usize, v: Value| match i {
                 0 => graph.ty(v).shape.clone(),
                 _ => vec![graph.ty(v).elements()],

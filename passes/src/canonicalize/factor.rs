@@ -1,11 +1,10 @@
-//! Gives every index that means something a dimension of its own, so that reshapes disappear.
+//! Factors dimensions, so that every index with a meaning of its own is a dimension and reshapes disappear.
 //!
-//! Dimensions that an operation relates are the same *index* (union-find over the factor table). A
-//! reshape relates products of indices: `[b·s, d] = [b, s, d]` splits the index `b·s` in two, on
-//! every tensor that has it. A slice, pad or concatenation on chunk boundaries (the thirds of a
-//! fused q|k|v, the halves of a rotary embedding) splits its index too, and becomes an index or a
-//! select. Extents of 1 vanish. What cannot be expressed (a reshape of `[6]` to `[4, …]`, or
-//! through a dimension that an operation needs whole) stays as a reshape.
+//! Dimensions that an operation relates are the same *index* (found by union-find over the factor table). A reshape
+//! relates products of indices: `[b·s, d] = [b, s, d]` splits the index `b·s` in two, in every tensor that has it. A
+//! slice, pad or concatenation at chunk boundaries (the thirds of a fused q|k|v, the halves of a rotary embedding)
+//! splits its index too, and becomes an `index` or a `select`. Extents of 1 are dropped. A reshape that factors cannot
+//! express (`[6]` to `[4, …]`, or through a dimension that an operation needs whole) remains.
 //!
 //! Before: `%1 = reshape %0 : f32[2, 4, 96]`, `%2 = slice dim=2 start=32 %1 : f32[2, 4, 32]`.
 //! After: `%1 = index dim=2 index=1 %0 : f32[2, 4, 32]` with `%0 : f32[2, 4, 3, 32]`.
@@ -17,24 +16,27 @@ use petgraph::unionfind::UnionFind;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::{Graph, MapFn, Op, Origin, OutputKind, Scalar, Subscripts, Type, Value};
 
-/// Most pieces a concatenation may have to become a chain of selects: each reads every piece.
+/// The greatest number of pieces of a concatenation that becomes a chain of selects. The chain reads every piece for
+/// every element.
 const MOST_SELECTED: usize = 4;
 
-/// Splits dimensions as far as the program's reshapes ask for.
+/// Splits dimensions as far as the reshapes of the program require.
 pub fn factor_dimensions(graph: &Graph) -> Graph {
     let indices = Indices::infer(graph);
     let mesh = graph.mesh.clone();
     rebuild(graph, mesh, |new, node, operands| indices.rewrite(graph, new, node, &operands)).0
 }
 
+/// The indices of a program and their factors. Each dimension of each value has a variable, and variables of the same index
+/// have the same representative.
 struct Indices {
-    /// First variable of every value; its dimensions follow.
+    /// The variable of the first dimension of every value; those of its other dimensions follow.
     first: HashMap<Value, usize>,
-    /// Representative of every variable.
+    /// The representative of every variable.
     root: Vec<usize>,
-    /// Factors of every representative, major to minor; no factor of 1.
+    /// The factors of every representative, major to minor, without factors of 1.
     factors: Vec<Vec<usize>>,
-    /// Reshapes that stay.
+    /// The operations that cannot be expressed by factors and remain.
     barriers: HashSet<NodeIndex>,
 }
 
@@ -49,7 +51,7 @@ impl Indices {
         }
         let mut classes = UnionFind::<usize>::new(sizes.len());
         let mut whole = Vec::new();
-        let mut cuts: Vec<(usize, usize)> = Vec::new(); // (variable, minor extent wanted)
+        let mut cuts: Vec<(usize, usize)> = Vec::new(); // (variable, minor extent to split off)
         for node in graph.nodes() {
             let n = graph.node(node);
             if n.op == Op::Reshape {
@@ -67,10 +69,10 @@ impl Indices {
                     let var = first[&tensor] + d;
                     if row.factors[f].kind == FactorKind::Whole {
                         if matches!(n.op, Op::Index { .. }) {
-                            continue; // picks one index of however many factors
+                            continue; // It picks one index, however many factors there are.
                         }
-                        // A chunked cut asks for a split of the long side; the short side is a
-                        // tensor of its own. Any other cut needs the index as it is.
+                        // A cut at chunk boundaries splits the index of the long side, and the short side is not split.
+                        // Any other cut needs the index as it is.
                         match cut {
                             Some((_, extent)) if sizes[var] != extent => cuts.push((var, extent)),
                             Some(_) => {}
@@ -81,7 +83,7 @@ impl Indices {
                     let reduced_rows = matches!(n.op, Op::Take) && tensor == operands[0] && d == 0;
                     let put = matches!(n.op, Op::Put) && (tensor == operands[0] || tensor.node == node) && d == 0;
                     if reduced_rows || put || (matches!(n.op, Op::ScatterAdd) && tensor.node == node && d == 0) {
-                        whole.push(var); // row numbers index it
+                        whole.push(var); // It is indexed by row numbers.
                     }
                     match of_factor.get(&f) {
                         Some(&other) => {
@@ -94,7 +96,7 @@ impl Indices {
                 }
             }
         }
-        // What a step gives back takes the place of an input, even of one that it does not read.
+        // An update replaces an input, even one that the step does not read.
         let inputs = graph.inputs_by_id();
         for output in &graph.outputs {
             let OutputKind::Update(id) = &output.kind else { continue };
@@ -103,8 +105,8 @@ impl Indices {
                 classes.union(first[&output.value] + d, first[&Value::from(input)] + d);
             }
         }
-        // An update has the indices of its input, a gradient those of its parameter, also where no
-        // operation says so (the first step does not read the state that it makes).
+        // An update has the indices of its input and a gradient those of its parameter, even where no operation relates
+        // them (the first step does not read the state that it creates).
         for output in &graph.outputs {
             let Some(&input) = output.kind.trained().and_then(|(id, _)| inputs.get(&id)) else { continue };
             if graph.ty(output.value).shape == graph.node(input).types[0].shape {
@@ -191,10 +193,10 @@ impl Indices {
         dims.map(|d| self.root[self.first[&value] + d]).collect()
     }
 
-    /// The factors of the indices of one side, refined so that every wanted boundary is one of
-    /// theirs; `None` if a boundary falls inside what must stay whole or does not divide.
+    /// The factors of the indices of one side, refined so that they have every wanted boundary. `None` if a boundary is
+    /// inside an index that must stay whole, or does not divide.
     fn refine_side(&self, side: &[usize], wanted: &[usize], whole: &HashSet<usize>) -> Option<Vec<Vec<usize>>> {
-        let mut below = 1; // product of everything minor to this index
+        let mut below = 1; // The product of the extents of all minor indices.
         let mut refined = Vec::new();
         for &v in side.iter().rev() {
             let extent: usize = self.factors[v].iter().product();
@@ -214,10 +216,11 @@ impl Indices {
         Some(refined)
     }
 
+    /// Stores the refined factors of one side. Returns whether anything changed.
     fn apply(&mut self, side: &[usize], refined: Vec<Vec<usize>>) -> bool {
         let mut changed = false;
         for (&v, split) in side.iter().zip(refined) {
-            // The same index may stand twice on one side; the finer split wins.
+            // The same index may occur twice on one side. The finer split wins.
             if split.len() > self.factors[v].len() {
                 self.factors[v] = split;
                 changed = true;
@@ -226,7 +229,7 @@ impl Indices {
         changed
     }
 
-    /// Factors of each dimension of a value.
+    /// The factors of each dimension of a value.
     fn dims(&self, value: Value, rank: usize) -> Vec<&[usize]> {
         (0..rank).map(|d| self.factors[self.root[self.first[&value] + d]].as_slice()).collect()
     }
@@ -239,7 +242,7 @@ impl Indices {
         let n = old.node(node);
         let sources = old.operands(node);
         let ty = self.factored(node.into(), &n.types[0]);
-        // Position of the first factor of dimension `dim` of an old value.
+        // The position of the first factor of dimension `dim` of an old value.
         let position = |v: Value, dim: usize| self.dims(v, dim).iter().map(|f| f.len()).sum::<usize>();
         let expand = |letters: &[Vec<u8>], values: &[Value]| -> Vec<Vec<(u8, usize)>> {
             let row = |(ls, &v): (&Vec<u8>, &Value)| {
@@ -264,7 +267,7 @@ impl Indices {
                     let at = position(sources[0], *dim);
                     let chunk =
                         pick(new, operands[0], at, self.majors(sources[0], *dim, extent), start / extent, &n.origin);
-                    // A chunk of extent 1 that is needed whole (the only row of a table) keeps the extent.
+                    // A chunk of extent 1 that is needed whole (the only row of a table) keeps its dimension.
                     vec![reshape(new, chunk, &ty.shape, &n.origin)]
                 }
                 _ => {
@@ -285,7 +288,7 @@ impl Indices {
                             if let Op::Pad { low, value, .. } = &n.op { Some((low / extent, *value)) } else { None };
                         let inner = [&ty.shape[..at], &ty.shape[at + majors.len()..]].concat();
                         let chunks: Vec<Value> = operands.iter().map(|&v| reshape(new, v, &inner, &n.origin)).collect();
-                        vec![place(new, &chunks, fill, at, majors, &ty, &n.origin)]
+                        vec![assemble(new, &chunks, fill, at, majors, &ty, &n.origin)]
                     }
                     _ => vec![self.unfactored(old, new, node, with_dim(&n.op, at), *dim, operands)],
                 }
@@ -300,8 +303,8 @@ impl Indices {
         }
     }
 
-    /// A slice, pad or concatenation that cuts a dimension anywhere: on factored values the
-    /// dimension is merged for it and split again behind it.
+    /// Adds a slice, pad or concatenation that does not cut at chunk boundaries. The factors of its dimension are
+    /// merged before it and split after it.
     fn unfactored(
         &self,
         old: &Graph,
@@ -327,13 +330,13 @@ impl Indices {
         reshape(new, cut, &self.factored(node.into(), &n.types[0]).shape, &n.origin)
     }
 
-    /// Whether the index of a dimension was split at `extent`.
+    /// Whether the factors of a dimension have a boundary at `extent`.
     fn splits(&self, value: Value, dim: usize, extent: usize) -> bool {
         let factors = self.dims(value, dim + 1)[dim];
         extent == 1 || boundaries(factors).contains(&extent)
     }
 
-    /// The factors of a dimension that number its chunks of `extent`.
+    /// The factors of a dimension that count its chunks of `extent`.
     fn majors(&self, value: Value, dim: usize, extent: usize) -> &[usize] {
         let factors = self.dims(value, dim + 1)[dim];
         let count = (0..=factors.len()).find(|&i| factors[i..].iter().product::<usize>() <= extent).unwrap_or(0);
@@ -341,7 +344,7 @@ impl Indices {
     }
 }
 
-/// The dimension and extent of a slice, pad or concatenation that works on whole chunks.
+/// The dimension and the extent of a chunk, for a slice, pad or concatenation at chunk boundaries.
 fn chunked(graph: &Graph, node: NodeIndex) -> Option<(usize, usize)> {
     let n = graph.node(node);
     let operands = graph.operands(node);
@@ -362,7 +365,7 @@ fn chunked(graph: &Graph, node: NodeIndex) -> Option<(usize, usize)> {
     (extent > 0 && extent < long && long.is_multiple_of(extent) && at.is_multiple_of(extent)).then_some((dim, extent))
 }
 
-/// Products of the minor-most 1, 2, … factors, without the whole.
+/// The products of the minor-most 1, 2, … factors, except that of all factors.
 fn boundaries(factors: &[usize]) -> Vec<usize> {
     let mut product = 1;
     let mut all: Vec<usize> = factors
@@ -377,7 +380,7 @@ fn boundaries(factors: &[usize]) -> Vec<usize> {
     all
 }
 
-/// `factors` split so that every wanted minor product is a boundary; `None` if one cannot be.
+/// Splits `factors` so that every wanted minor product is a boundary. `None` if that is impossible.
 fn refine(factors: &[usize], wanted: &[usize]) -> Option<Vec<usize>> {
     let total: usize = factors.iter().product();
     if total == 0 {
@@ -432,7 +435,7 @@ fn reshape(new: &mut Graph, v: Value, shape: &[usize], origin: &Origin) -> Value
     new.push(Op::Reshape, &[v], ty, origin)
 }
 
-/// Chunk number `chunk` of the factors `majors`, which stand at dimension `at`.
+/// The chunk with the number `chunk`, counted by the factors `majors`, which begin at dimension `at`.
 fn pick(new: &mut Graph, mut value: Value, at: usize, majors: &[usize], chunk: usize, origin: &Origin) -> Value {
     let mut rest: usize = majors.iter().product();
     for &m in majors {
@@ -445,9 +448,9 @@ fn pick(new: &mut Graph, mut value: Value, at: usize, majors: &[usize], chunk: u
     value
 }
 
-/// The inverse of [`pick`]: operand i in chunk i (or one operand in chunk `fill.0` and a constant
-/// elsewhere), chosen by comparing the chunk's number.
-fn place(
+/// The inverse of [`pick`]: operand i becomes chunk i (or the only operand becomes chunk `fill.0`, and the others are
+/// constant). Selects compare the number of the chunk.
+fn assemble(
     new: &mut Graph,
     operands: &[Value],
     fill: Option<(usize, Scalar)>,

@@ -7,8 +7,8 @@
 //! %4 = reshape %3                       : f32[2, 4, 3, 32]
 //! %5 = identity "abcd->acbd" %4         : f32[2, 3, 4, 32]
 //! ```
-//! After: `%2 = einsum "abc,cde->abde" %0, %1 : f32[2, 4, 3, 32]`, with the weight typed
-//! `f32[64, 3, 32]` and every user reading it in the order it wants.
+//! After: `%2 = einsum "abc,cde->abde" %0, %1 : f32[2, 4, 3, 32]`, where the weight has the type `f32[64, 3, 32]` and
+//! every user of `%2` reads its dimensions in the order that it needs.
 
 mod factor;
 mod pick;

@@ -1,22 +1,22 @@
-//! A pick from log-probabilities is a pick from the scores, less the logarithm that all of them share.
+//! Turns a pick from log-probabilities into a pick from the scores, minus the logarithm that all of them share.
 //!
-//! A cross entropy written as `log_softmax` then `gather` reads `scores − log Σ exp` of the label. With the
-//! scores sharded over the vocabulary, what is picked would wait for the reduction of the sum; apart, the
-//! sum of exponentials and the picked score are reduced together. The numbers are the same: one term of
-//! the sum is not zero.
+//! A cross entropy that is written as `log_softmax` followed by `gather` reads `scores − log Σ exp` at the label. If
+//! the scores are sharded over the vocabulary, the pick would wait until the sum of exponentials is reduced. After this
+//! rewrite, the sum of exponentials and the picked score are reduced together. The result is exactly the same, because
+//! only one term of the picking sum is not zero.
 //!
-//! Before: `%3 = sub "abc,ab->abc" %s, %l`, `%4 = eq "ab,c->abc" %label, iota`, `%5 = select %4, %3, 0`,
-//! `%6 = reduce_sum "abc->ab" %5`.
-//! After: `%5 = select %4, %s, 0`, `%6 = reduce_sum "abc->ab" %5`, `%7 = ge %label, 0`, `%8 = lt %label, c`,
-//! `%9 = and %7, %8`, `%10 = select %9, %l, 0`, `%11 = sub %6, %10`. (A label that is no index picks zero.)
+//! Before: `%3 = sub "abc,ab->abc" %s, %l`, `%4 = eq "ab,c->abc" %label, iota`, `%5 = select %4, %3, 0`, `%6 =
+//! reduce_sum "abc->ab" %5`. After: `%5 = select %4, %s, 0`, `%6 = reduce_sum "abc->ab" %5`, `%7 = ge %label, 0`, `%8 =
+//! lt %label, c`, `%9 = and %7, %8`, `%10 = select %9, %l, 0`, `%11 = sub %6, %10`. (A label that is not an index picks
+//! zero.)
 
 use tpc_ir::subscripts::Letter;
 use tpc_ir::{Graph, MapFn, Op, Origin, Subscripts, Type, Value};
 
-/// An operand with the letters in which it is read.
+/// An operand and the letters with which it is read.
 type Read = (Value, Vec<Letter>);
 
-/// The sum of `operand` over the letters that `subs` drops, if it is such a pick.
+/// The sum of `operand` over the letters that `subs` drops, rewritten. `None` if it is not such a pick.
 pub(super) fn pick(new: &mut Graph, operand: Value, subs: &Subscripts, ty: &Type, origin: &Origin) -> Option<Value> {
     let row = &subs.operands[0];
     let mut summed = row.iter().copied().filter(|l| !subs.result.contains(l));
@@ -41,7 +41,7 @@ pub(super) fn pick(new: &mut Graph, operand: Value, subs: &Subscripts, ty: &Type
     let whole = new.ty(operand).clone();
     let picked = map(new, MapFn::Select, &[&mask, &scores, &otherwise], row, whole);
     let picked = new.push(Op::Reduce { op: tpc_ir::ReduceOp::Sum, subs: subs.clone() }, &[picked], ty.clone(), origin);
-    // Whether the label is one, with the label's own letters.
+    // Whether the label is an index, with the letters of the label.
     let index = new.ty(label.0).clone();
     let truth = Type::new(tpc_ir::DType::Bool, index.shape.clone());
     let bound = |new: &mut Graph, x: usize| (new.scalar(index.dtype, x as f64, origin), Vec::new());
@@ -55,7 +55,8 @@ pub(super) fn pick(new: &mut Graph, operand: Value, subs: &Subscripts, ty: &Type
     Some(map(new, MapFn::Sub, &[&(picked, result.clone()), &(shared, result.clone())], result, ty.clone()))
 }
 
-/// The operands of a value that is made by `f`, in the letters in which the value is read.
+/// The operands of a value that `f` computes, with the letters with which the value is read. `None` if another
+/// operation computes it.
 fn read(new: &Graph, (value, letters): Read, f: MapFn) -> Option<Vec<Read>> {
     let Op::Map { f: found, subs } = new.op(value) else { return None };
     if *found != f {
@@ -73,9 +74,9 @@ mod tests {
     use tpc_ir::interpret::{Options, Tensor, interpret};
     use tpc_ir::{DType, InputId, Op};
 
-    /// Labels that are none, too, and a letter order of its own.
+    /// Some labels are not indices, and the result has another order of letters.
     #[test]
-    fn the_same_numbers_and_the_scores_are_picked_alone() {
+    fn scores_are_picked_before_the_subtraction_with_equal_results() {
         let text = "mesh <>
 %0 = input data \"scores\" : f32[2, 3, 5]
 %1 = input data \"log_sum\" : f32[3, 2]

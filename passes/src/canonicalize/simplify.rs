@@ -1,22 +1,22 @@
-//! Local algebra: constants, views, sums and repeated expressions.
+//! Simplifies a program by local algebra: constants, views, sums and repeated expressions.
 //!
 //! | before | after |
 //! |---|---|
 //! | `identity "ab->ba"` read by a map, product or reduction | the reader's subscripts are permuted |
-//! | `identity "a->ab"` (a broadcast) read by them | the reader's operand loses the letter |
+//! | `identity "a->ab"` (a broadcast) read by these | the reader's operand loses the letter |
 //! | `fill` read by a map | the scalar |
 //! | `x + 0`, `x − 0`, `x · 1`, `x / 1`, `−(−x)`, a cast to the same type | `x` |
 //! | a map of scalars | the scalar |
 //! | `x ^ 2`, `x ^ ½`, `x ^ −½`, `x ^ −1` | `x · x`, `sqrt`, `rsqrt`, `recip` |
 //! | a map whose result repeats along a letter that no operand has | the map without the letter, then a broadcast |
-//! | one index of a map of which nothing else is read | the map of that index of its operands |
+//! | one index of a map that is read only by index | the map of that index of its operands |
 //! | a product with no summed letter | an elementwise `mul` |
-//! | a product along a letter that both operands repeat | the product without the letter, times its extent |
+//! | a product along a summed letter that both operands repeat | the product without the letter, times its extent |
 //! | a product whose result repeats along a letter that no operand has | the product without the letter, then a broadcast |
-//! | a sum over letters of a product that nobody else reads | a product that sums over them |
-//! | `(a + b) + c`, the inner sum read once | `a + b + c`, operands in program order |
-//! | a pick from differences (`pick.rs`) | a pick, less what all share |
-//! | the same operation on the same operands twice | once |
+//! | a sum over letters of a product that has no other reader | a product that sums over them |
+//! | `(a + b) + c` if the inner sum is read once | `a + b + c` with operands in program order |
+//! | a pick from differences (`pick.rs`) | a pick, minus the shared term |
+//! | the same operation on the same operands twice | one operation |
 
 use super::pick::pick;
 use crate::rebuild::{copy, rebuild};
@@ -27,16 +27,17 @@ use std::hash::BuildHasher;
 use tpc_ir::subscripts::Letter;
 use tpc_ir::{Graph, MapFn, Op, Origin, ReduceOp, Region, Scalar, Subscripts, Type, Value};
 
-/// A sum that its only reader may take apart.
+/// A sum that its only reader may absorb.
 struct Sum {
-    /// The terms, and how each is read.
+    /// The terms and the letters with which each is read.
     terms: Vec<(Value, Vec<Letter>)>,
     /// The letters of the result.
     result: Vec<Letter>,
 }
 
-/// A sum of more terms is taken apart once and stays in the new graph as it was in the old one: a chain of sums would
-/// have as many terms at every link as there are links before it.
+/// The terms of a sum with more terms than this are not copied: its reader takes them, and the sum itself is added to
+/// the new graph unchanged. Otherwise, in a chain of sums, each link would hold a copy of the terms of all links before
+/// it.
 const COPIED: usize = 64;
 
 /// One round of simplification.
@@ -67,7 +68,8 @@ pub fn simplify(graph: &Graph) -> Graph {
             }
             Op::Einsum { subs } => {
                 let (operands, folded) = fold_views(new, operands, subs.clone());
-                // A sum along a letter that both operands only repeated has as many equal terms as its extent.
+                // If both operands only repeat along a summed letter, the sum has as many equal terms as the extent of
+                // the letter.
                 let kept = |l: &Letter| folded.result.contains(l) || folded.operands.iter().any(|row| row.contains(l));
                 let shapes = graph.operands(node).into_iter().map(|v| &graph.ty(v).shape);
                 let extents = subs.operands.iter().zip(shapes).flat_map(|(row, shape)| row.iter().zip(shape));
@@ -77,7 +79,7 @@ pub fn simplify(graph: &Graph) -> Graph {
             Op::Reduce { op: ReduceOp::Sum, subs } if sums_product(graph, node, new, operands[0]) => {
                 let Op::Einsum { subs: inner } = new.op(operands[0]).clone() else { return operands };
                 let outer = |l: &Letter| subs.operands[0][inner.result.iter().position(|r| r == l).unwrap_or(0)];
-                // Letters of the product that its result lacks get names of their own.
+                // Letters of the product that its result lacks get new names.
                 let named = |l: &Letter| if inner.result.contains(l) { outer(l) } else { FREE + *l };
                 let rows: Vec<Vec<Letter>> = inner.operands.iter().map(|row| row.iter().map(named).collect()).collect();
                 let product = Subscripts::new(&rows, &subs.result);
@@ -111,7 +113,7 @@ pub fn simplify(graph: &Graph) -> Graph {
             Op::Reshape => vec![reshape(new, operands[0], &n.types[0], &n.origin)],
             _ => copy(new, graph, node, &operands),
         };
-        // Common subexpressions: an identical node that was just added is left dead.
+        // Common subexpressions: if the new node is a duplicate, it is left without users.
         let Some(&first) = results.first() else { return results };
         let fresh = new.node(first.node);
         if matches!(fresh.op, Op::Input { .. }) || results.len() != fresh.types.len() {
@@ -125,22 +127,22 @@ pub fn simplify(graph: &Graph) -> Graph {
     .0
 }
 
-/// The operations of a graph, by what they compute.
+/// The operations of a graph, by the hash of operation, operands and types.
 #[derive(Default)]
 struct Known(FxHashMap<u64, Vec<NodeIndex>>);
 
 impl Known {
-    /// The first node that computes what a node computes, if that is another one.
+    /// An earlier node that computes the same as a node, if there is one.
     fn earlier(&mut self, graph: &Graph, node: NodeIndex) -> Option<NodeIndex> {
         let (n, operands) = (graph.node(node), graph.operands(node));
-        let alike = self.0.entry(FxBuildHasher.hash_one((&n.op, &operands, &n.types))).or_default();
+        let candidates = self.0.entry(FxBuildHasher.hash_one((&n.op, &operands, &n.types))).or_default();
         let is_equal = |&&other: &&NodeIndex| {
             let o = graph.node(other);
             o.op == n.op && o.types == n.types && graph.operands(other) == operands
         };
-        let first = *alike.iter().find(is_equal).unwrap_or(&node);
+        let first = *candidates.iter().find(is_equal).unwrap_or(&node);
         if first == node {
-            alike.push(node);
+            candidates.push(node);
         }
         (first != node).then_some(first)
     }
@@ -153,12 +155,11 @@ fn graph_subs(graph: &Graph, node: NodeIndex) -> Subscripts {
     }
 }
 
-/// Above every letter of an operation.
+/// A number above every letter of an operation.
 const FREE: Letter = 128;
 
-/// Whether a sum is over batch letters of a product that nobody else reads: letters that both
-/// operands have, so that the product can sum over them. (Rows of one operand alone are cheaper summed
-/// before or behind.)
+/// Whether a sum is over batch letters of a product that has no other reader. Both operands have these letters, so the
+/// product can sum over them. (Letters of only one operand are cheaper to sum before or after the product.)
 fn sums_product(graph: &Graph, node: NodeIndex, new: &Graph, operand: Value) -> bool {
     let source = graph.operands(node)[0].node;
     let (Op::Einsum { subs: inner }, Op::Reduce { subs, .. }) = (new.op(operand), &graph.node(node).op) else {
@@ -172,8 +173,8 @@ fn sums_product(graph: &Graph, node: NodeIndex, new: &Graph, operand: Value) -> 
         && !graph.regions.iter().flat_map(Region::values).any(|v| v.node == source)
 }
 
-/// Sums whose only reader is another sum of the same phase: the links of a chain that is one sum.
-/// A residual stream is read by more than its next sum and is not.
+/// For each node, whether it is a sum whose only reader is another sum of the same phase, so that the chain is one sum.
+/// A residual stream has further readers and is not such a chain.
 fn single_use_sums(graph: &Graph) -> Vec<bool> {
     let mut single = vec![false; graph.len()];
     let named = graph.outputs.iter().map(|o| o.value).chain(graph.regions.iter().flat_map(Region::values));
@@ -190,8 +191,9 @@ fn single_use_sums(graph: &Graph) -> Vec<bool> {
     single
 }
 
-/// Maps that maps and reductions only read at one index or another of a dimension (halves of a rotary embedding): in
-/// memory for nothing but that. What a product reads (thirds of a fused q|k|v) is in memory anyway.
+/// For each node, whether it is a map of which maps and reductions read only single indices of a dimension (halves of a
+/// rotary embedding), so that it need not be in memory. A value that a product reads (thirds of a fused q|k|v) must be
+/// in memory anyway.
 fn indexed_maps(graph: &Graph) -> Vec<bool> {
     let mut indexed = vec![false; graph.len()];
     for node in graph.nodes().filter(|&n| matches!(graph.node(n).op, Op::Map { .. })) {
@@ -206,7 +208,7 @@ fn indexed_maps(graph: &Graph) -> Vec<bool> {
     indexed
 }
 
-/// One index of a value; of a map, the map of its operands' index.
+/// One index of a value. For a map, it is the map of that index of its operands.
 fn index_of(new: &mut Graph, v: Value, (dim, index): (usize, usize), ty: &Type, origin: &Origin) -> Value {
     let Op::Map { f, subs } = new.op(v).clone() else {
         return new.push(Op::Index { dim, index }, &[v], ty.clone(), origin);
@@ -232,10 +234,10 @@ fn index_of(new: &mut Graph, v: Value, (dim, index): (usize, usize), ty: &Type, 
     map(new, f, operands, subs, ty, origin)
 }
 
-/// Operands with the subscripts in which a reader reads them.
+/// Operands and the subscripts with which they are read.
 type Read = (Vec<Value>, Subscripts);
 
-/// Reads through transposes, broadcasts and constants.
+/// Replaces operands that are transposes, broadcasts or constants by what they view, with other subscripts.
 fn fold_views(new: &mut Graph, mut operands: Vec<Value>, mut subs: Subscripts) -> Read {
     for (v, letters) in operands.iter_mut().zip(&mut subs.operands) {
         loop {
@@ -260,7 +262,7 @@ fn fold_views(new: &mut Graph, mut operands: Vec<Value>, mut subs: Subscripts) -
     (operands, subs)
 }
 
-/// The sum with the terms of its operands that are single-use sums instead of these.
+/// The sum in which operands that are single-use sums are replaced by their terms.
 fn join_sums(operands: &[Value], subs: &Subscripts, flatten: &mut FxHashMap<Value, Sum>) -> Sum {
     let mut terms: Vec<(Value, Vec<Letter>)> = Vec::new();
     for (&v, letters) in operands.iter().zip(&subs.operands) {
@@ -297,7 +299,7 @@ fn fill(new: &mut Graph, x: f64, ty: &Type, origin: &Origin) -> Value {
     new.push(Op::Fill(Scalar::of(ty.dtype, x)), &[], ty.clone(), origin)
 }
 
-/// The value itself, read with `letters` in the order of `result`.
+/// The value with dimensions `letters`, transposed and repeated to `result`.
 fn view(new: &mut Graph, v: Value, letters: &[Letter], result: &[Letter], ty: &Type, origin: &Origin) -> Value {
     if letters == result {
         return v;
@@ -313,7 +315,8 @@ fn map(new: &mut Graph, f: MapFn, mut operands: Vec<Value>, mut subs: Subscripts
     let scalars: Vec<Option<f64>> = operands.iter().map(|&v| new.fill_of(v)).collect();
     if let Some(xs) = scalars.iter().copied().collect::<Option<Vec<f64>>>() {
         let x = f.eval(&xs);
-        // Floats are rounded where they are used: folding must not lose what a wider run would keep.
+        // Floats are rounded where they are used, so that folding loses no precision that a run in a wider type would
+        // keep.
         return fill(new, if ty.dtype.is_float() { x } else { ty.dtype.round(x) }, ty, origin);
     }
     let keep = |new: &mut Graph, i: usize| view(new, operands[i], &subs.operands[i], &subs.result, ty, origin);
@@ -325,8 +328,8 @@ fn map(new: &mut Graph, f: MapFn, mut operands: Vec<Value>, mut subs: Subscripts
         MapFn::Sub if is(1, 0.0) => return keep(new, 0),
         MapFn::Mul | MapFn::Div if is(1, 1.0) => return keep(new, 0),
         MapFn::Mul if is(0, 1.0) && same_type(new, 1) => return keep(new, 1),
-        // Without its gradient, a value is still that value; the difference has a gradient, but is nothing. (Of an infinity, too, which
-        // no program wants to become NaN.)
+        // `x − x` is 0. It occurs where a program adds such a difference only for its gradient. For an infinite `x` it
+        // would be NaN, which no program intends.
         MapFn::Sub if operands[0] == operands[1] && subs.operands[0] == subs.operands[1] => {
             return fill(new, 0.0, ty, origin);
         }
@@ -373,7 +376,7 @@ fn map(new: &mut Graph, f: MapFn, mut operands: Vec<Value>, mut subs: Subscripts
                 _ => {}
             }
             let mut rows = rows;
-            rows.sort(); // n-ary and canonically ordered
+            rows.sort(); // Sums are n-ary and canonically ordered.
             (operands, subs.operands) = rows.into_iter().unzip();
         }
         _ => {}
@@ -387,7 +390,7 @@ fn map(new: &mut Graph, f: MapFn, mut operands: Vec<Value>, mut subs: Subscripts
         let value = map(new, f, operands, narrow, &Type::new(ty.dtype, shape), origin);
         return view(new, value, &letters, &result, ty, origin);
     }
-    // A commutative function of two has its operands in program order, constants last.
+    // The operands of a commutative function of two are in program order, with constants last.
     if f.is_commutative() && operands.len() == 2 && f != MapFn::Add {
         let key = |i: usize| (new.fill_of(operands[i]).is_some(), operands[i], subs.operands[i].clone());
         if key(1) < key(0) {
@@ -399,7 +402,7 @@ fn map(new: &mut Graph, f: MapFn, mut operands: Vec<Value>, mut subs: Subscripts
     new.push(Op::Map { f, subs }, &operands, ty.clone(), origin)
 }
 
-/// A product, `times` as large. Letters of the result that no operand has are a broadcast.
+/// A product, multiplied by `times`. Letters of the result that no operand has are a broadcast.
 fn einsum(
     new: &mut Graph,
     mut operands: Vec<Value>,
@@ -446,7 +449,7 @@ fn reduce(
     ty: &Type,
     origin: &Origin,
 ) -> Value {
-    // Letters that folding a broadcast removed: their extent multiplies a sum.
+    // The extents of letters that folding a broadcast removed; a sum is multiplied by them.
     let letters = &subs.operands[0];
     let lost: usize = before_subs.operands[0]
         .iter()
@@ -475,7 +478,7 @@ fn reduce(
     view(new, value, &kept, &subs.result, ty, origin)
 }
 
-/// A sum over `n` equal terms, or a product of them; a maximum of equal values is the value.
+/// The reduction of `n` equal values: a sum is a multiple, a product is a power, and a maximum is the value itself.
 fn scaled(new: &mut Graph, op: ReduceOp, value: Value, n: usize, origin: &Origin) -> Value {
     if n == 1 {
         return value;
@@ -519,7 +522,7 @@ mod tests {
     use tpc_ir::interpret::{Options, Tensor, interpret};
     use tpc_ir::{parse::parse, text, verify::verify};
 
-    /// The canonical program of a text, which computes the same.
+    /// The canonical form of a program, after checking that both compute the same.
     fn canonical(body: &str) -> Graph {
         let graph = parse(&format!("mesh <>\n{body}")).unwrap_or_else(|e| panic!("{e}\n{body}"));
         let canonical = canonicalize(&graph);
@@ -534,8 +537,8 @@ mod tests {
         canonical
     }
 
-    /// A sum along a dimension that both operands only repeat lost its number of terms, and a result that repeats
-    /// along one that the product does not have was no program at all.
+    /// A sum along a dimension that both operands only repeat has as many equal terms as its extent, and a result may
+    /// repeat along a dimension that neither operand has.
     #[test]
     fn products_of_broadcasts_keep_their_meaning() {
         let two = "%0 = input data \"x\" : f32[4, 6]\n%1 = input data \"z\" : f32[5]\n";
@@ -551,7 +554,7 @@ mod tests {
         }
     }
 
-    /// Sums of sums are one sum, also where a link of the chain has very many terms.
+    /// A chain of sums becomes one sum, even if a link of it has very many terms.
     #[test]
     fn chains_of_sums_are_one_sum() {
         for terms in [3, COPIED, COPIED + 1, COPIED + 2, 5 * COPIED] {

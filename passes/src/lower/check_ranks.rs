@@ -1,15 +1,15 @@
-//! Proves of the programs of all ranks that their collectives fit together.
+//! Proves that the collectives of the programs of all ranks fit together.
 //!
-//! 1. On each rank every collective is started once and then waited for once.
-//! 2. While one is on its way, nothing writes its operand and nothing touches its result; byte by byte
-//!    of the arena, so that a mistake of the memory plan is found too.
-//! 3. In every group all ranks start the same sequence of collectives: kind, sizes, element type.
-//! 4. One order of all collectives exists that every rank follows when it starts them. A rank that
-//!    waits therefore waits for collectives that come before all it has yet to start, so none can wait for
-//!    ever; and a device that runs collectives one after the other, in the order in which they were
-//!    started (NCCL), cannot either.
+//! 1. On each rank, every collective is started once and then waited for once.
+//! 2. While a collective is in flight, nothing writes its operand, and nothing reads or writes its result. This is
+//!    checked by bytes of the arena, so that mistakes of the memory plan are found too.
+//! 3. In every group, all ranks start the same sequence of collectives, with the same kinds, sizes and element types.
+//! 4. All ranks start their collectives in one common order. A rank therefore only waits for collectives that come
+//!    before all those that it has not started, so no rank waits forever. The same holds for a device that runs
+//!    collectives one after the other in the order in which they are started (NCCL).
 //!
-//! It reads rank programs only and shares no code with what makes them but the walk over an action's views.
+//! The check uses rank programs only. It shares no code with the passes that create them, except the traversal of the
+//! views of an action.
 
 use super::memory::each_view;
 use std::collections::BTreeMap;
@@ -19,48 +19,48 @@ use tpc_ir::program::{Action, BufferId, Collective, CollectiveKind, Instruction,
 /// Why rank programs do not fit together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RankError {
-    /// The list is not one program for each rank.
+    /// The list does not have one program for each rank.
     #[error("program {position} of {programs} is that of rank {rank} of a mesh of {ranks}")]
     Ranks {
-        /// Its place in the list.
+        /// The position of the program in the list.
         position: usize,
-        /// Length of the list.
+        /// The length of the list.
         programs: usize,
-        /// Its rank.
+        /// The rank of the program.
         rank: usize,
-        /// Ranks of its mesh.
+        /// The number of ranks of its mesh.
         ranks: usize,
     },
-    /// A group in which the rank is not at its position, or with a rank that does not exist.
-    #[error("rank {rank}: {collective} names group {group:?} and position {position}")]
+    /// The rank is not at its position in the group, or the group has a rank that does not exist.
+    #[error("rank {rank}: {collective} has group {group:?} and position {position}")]
     Group {
         /// The rank.
         rank: usize,
         /// The collective.
         collective: String,
-        /// The ranks it names.
+        /// The ranks of the group.
         group: Vec<usize>,
-        /// The rank's position by its own account.
+        /// The position of the rank according to its program.
         position: usize,
     },
-    /// A start or a wait without the other, or twice.
+    /// A collective is started or waited for without the other, or twice.
     #[error("rank {rank}, step {step}: {what}")]
     Unpaired {
         /// The rank.
         rank: usize,
         /// Index of the step.
         step: usize,
-        /// What is wrong.
+        /// A description of the fault.
         what: String,
     },
-    /// A buffer was touched while a collective used it.
-    #[error("rank {rank}, step {step} (`{label}`): {access} {buffer} while {collective} is on its way")]
+    /// A buffer is accessed while a collective uses it.
+    #[error("rank {rank}, step {step} (`{label}`): {access} {buffer} while {collective} is in flight")]
     InFlight {
         /// The rank.
         rank: usize,
         /// Index of the step.
         step: usize,
-        /// What the step does.
+        /// A description of the step.
         label: String,
         /// `reads` or `writes`.
         access: &'static str,
@@ -69,22 +69,22 @@ pub enum RankError {
         /// The collective.
         collective: String,
     },
-    /// Two ranks of a group do not mean the same collective.
+    /// Two ranks of a group do not start the same collective.
     #[error(
         "group {group:?}, collective {position}: rank {first} starts {first_starts}, rank {second} starts {second_starts}"
     )]
     Mismatch {
         /// The ranks of the group.
         group: Vec<usize>,
-        /// Which of the group's collectives, counted from 0.
+        /// The number of the collective in the group, counted from 0.
         position: usize,
         /// A rank.
         first: usize,
-        /// What it starts.
+        /// The collective that it starts.
         first_starts: String,
         /// Another rank.
         second: usize,
-        /// What that one starts.
+        /// The collective that it starts.
         second_starts: String,
     },
     /// Ranks start collectives of several groups in orders that contradict each other.
@@ -99,7 +99,7 @@ pub enum RankError {
 /// Checks the programs of all ranks of a mesh.
 ///
 /// # Errors
-/// The first thing that does not fit, with ranks, steps and reasons.
+/// The first fault, with ranks, steps and reasons.
 pub fn check_ranks(programs: &[RankProgram]) -> Result<(), RankError> {
     for (position, p) in programs.iter().enumerate() {
         if p.rank != position || p.mesh.ranks() != programs.len() {
@@ -112,21 +112,20 @@ pub fn check_ranks(programs: &[RankProgram]) -> Result<(), RankError> {
     check_order(programs)
 }
 
-/// A collective in words.
+/// The text of a collective in a message.
 fn name(c: &Collective) -> String {
     let why = if c.why.is_empty() { String::new() } else { format!(", why: {}", c.why) };
     format!("`{} {}` #{} ({} {} bytes{why})", c.name(), c.axes, c.tag, c.dtype, c.full_bytes)
 }
 
-/// A collective on its way, and the bytes of the arena that it uses.
+/// A collective in flight, and the bytes of the arena that it uses.
 struct Flight<'a> {
     collective: &'a Collective,
     from: Range<usize>,
     to: Range<usize>,
 }
 
-/// The bytes of the arena between the first and the last element that a view addresses with these sizes and
-/// strides.
+/// The bytes of the arena from the first to the last element that a view addresses with the given sizes and strides.
 pub(super) fn span(program: &RankProgram, view: &View, sizes: &[usize], strides: &[isize]) -> Range<usize> {
     let start = program.buffers.get(view.buffer.0 as usize).map_or(0, |b| b.offset);
     if sizes.contains(&0) {
@@ -142,13 +141,13 @@ pub(super) fn span(program: &RankProgram, view: &View, sizes: &[usize], strides:
     start + low.max(0) as usize * size..start + (high.max(0) as usize + 1) * size
 }
 
-/// Calls `visit` with every piece of memory that an action touches, and whether it writes it.
+/// Calls `visit` with every range of bytes that an action reads or writes, and whether it writes it.
 fn touched(program: &RankProgram, action: &Action, visit: &mut dyn FnMut(BufferId, Range<usize>, bool)) {
     let mut body = |dims: &[usize], body: &[Instruction]| {
         for instruction in body {
             if let Instruction::Load { view, strides } | Instruction::Store { view, strides, .. } = instruction {
-                // An accumulating store sets its target even if the loop runs over nothing: count a size of 0
-                // along which it does not move as 1.
+                // An accumulating store sets its target even if the loop has no iterations, so dimensions in which the
+                // target does not move count as 1.
                 let sizes: Vec<usize> =
                     dims.iter().zip(strides).map(|(&n, &stride)| if stride == 0 { 1 } else { n }).collect();
                 let writes = matches!(instruction, Instruction::Store { .. });
@@ -166,19 +165,20 @@ fn touched(program: &RankProgram, action: &Action, visit: &mut dyn FnMut(BufferI
     });
 }
 
-/// Points 1 and 2, and that groups make sense.
+/// Checks points 1 and 2, and that groups are valid.
 fn check_rank(program: &RankProgram, ranks: usize) -> Result<(), RankError> {
     let rank = program.rank;
-    let meet = |a: &Range<usize>, b: &Range<usize>| a.start < b.end && b.start < a.end;
+    let overlap = |a: &Range<usize>, b: &Range<usize>| a.start < b.end && b.start < a.end;
     let mut tags: BTreeMap<u32, bool> = BTreeMap::new();
-    let mut flying: Vec<Flight<'_>> = Vec::new();
+    let mut in_flight: Vec<Flight<'_>> = Vec::new();
     for (step, s) in program.steps.iter().enumerate() {
         let unpaired = |what: String| RankError::Unpaired { rank, step, what };
         let mut conflict = None;
-        if !flying.is_empty() {
+        if !in_flight.is_empty() {
             touched(program, &s.action, &mut |buffer, bytes, writes| {
-                let hurt = flying.iter().find(|f| meet(&bytes, &f.to) || writes && meet(&bytes, &f.from));
-                if let (Some(f), None) = (hurt, &conflict) {
+                let conflicting =
+                    in_flight.iter().find(|f| overlap(&bytes, &f.to) || writes && overlap(&bytes, &f.from));
+                if let (Some(f), None) = (conflicting, &conflict) {
                     conflict = Some((buffer, writes, f.collective));
                 }
             });
@@ -203,7 +203,7 @@ fn check_rank(program: &RankProgram, ranks: usize) -> Result<(), RankError> {
                     return Err(unpaired(format!("tag #{} is started twice", c.tag)));
                 }
                 let [from, to] = [&c.from, &c.to].map(|v| span(program, v, &v.shape, &v.strides));
-                flying.push(Flight { collective: c, from, to });
+                in_flight.push(Flight { collective: c, from, to });
             }
             Action::Wait { tag } => {
                 match tags.get_mut(tag) {
@@ -211,12 +211,12 @@ fn check_rank(program: &RankProgram, ranks: usize) -> Result<(), RankError> {
                     Some(true) => return Err(unpaired(format!("tag #{tag} is waited for twice"))),
                     Some(waited) => *waited = true,
                 }
-                flying.retain(|f| f.collective.tag != *tag);
+                in_flight.retain(|f| f.collective.tag != *tag);
             }
             _ => {}
         }
     }
-    match flying.first() {
+    match in_flight.first() {
         Some(f) => {
             let what = format!("nothing waits for {}", name(f.collective));
             Err(RankError::Unpaired { rank, step: program.steps.len(), what })
@@ -225,8 +225,7 @@ fn check_rank(program: &RankProgram, ranks: usize) -> Result<(), RankError> {
     }
 }
 
-/// Whether two ranks mean the same collective. What differs between them by right is the position, and the
-/// length of their own shard.
+/// Whether two ranks start the same collective. Only their positions and the lengths of their own shards may differ.
 fn same(a: &Collective, b: &Collective) -> bool {
     let kinds = match (&a.kind, &b.kind) {
         (CollectiveKind::AllReduce(x), CollectiveKind::AllReduce(y)) => {
@@ -246,7 +245,7 @@ fn same(a: &Collective, b: &Collective) -> bool {
     kinds && (a.tag, a.dtype, a.phase, a.values, &a.group) == (b.tag, b.dtype, b.phase, b.values, &b.group)
 }
 
-/// Point 3.
+/// Checks point 3.
 fn check_groups(programs: &[RankProgram]) -> Result<(), RankError> {
     type Sequence<'a> = Vec<&'a Collective>;
     let mut groups: BTreeMap<&[usize], BTreeMap<usize, Sequence<'_>>> = BTreeMap::new();
@@ -282,8 +281,8 @@ fn check_groups(programs: &[RankProgram]) -> Result<(), RankError> {
     Ok(())
 }
 
-/// Point 4, given point 3: a collective is a group and a number in its sequence; each rank puts those it
-/// starts one after the other.
+/// Checks point 4, given point 3. A collective is identified by its group and its number there, and each rank orders
+/// the collectives that it starts.
 fn check_order(programs: &[RankProgram]) -> Result<(), RankError> {
     let mut ids: BTreeMap<(&[usize], usize), usize> = BTreeMap::new();
     let mut names: Vec<String> = Vec::new();
@@ -322,7 +321,7 @@ fn check_order(programs: &[RankProgram]) -> Result<(), RankError> {
     if ordered == names.len() {
         return Ok(());
     }
-    // Whatever is left has a predecessor that is left: walking back finds a cycle.
+    // Every remaining collective has a remaining predecessor, so following predecessors finds a cycle.
     let left = |i: usize| missing[i] > 0;
     let mut path: Vec<usize> = (0..names.len()).filter(|&i| left(i)).take(1).collect();
     loop {

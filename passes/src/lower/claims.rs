@@ -1,52 +1,52 @@
-//! What every step of a rank program is said to do, in terms of the placed program.
+//! Claims: what each step of a rank program computes, in terms of the placed program.
 //!
-//! Lowering writes a claim beside every step that it emits; [`super::contents`] proves the claims from the steps and the
-//! placed program alone. A claim names values and never where they lie: a rank program that reads the wrong memory,
-//! too early or too late, has claims that do not hold.
+//! Lowering adds a claim for every step that it emits, and [`super::contents`] proves the claims from the steps and the
+//! placed program alone. A claim names values, but not where they are stored, so the claims of a rank program that
+//! reads the wrong memory, or reads it too early or too late, do not hold.
 
 use super::kernel::LoopDim;
 use petgraph::graph::NodeIndex;
 use tpc_ir::Value;
 
-/// What a register or a piece of memory holds.
+/// The contents of a register or of a view of memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Content {
-    /// A rank's part of a value.
+    /// The local tensor of a value.
     Value(Value),
-    /// The sum of these products, which are terms of one sum.
+    /// The sum of some products, which are terms of one sum.
     Terms(Vec<NodeIndex>),
-    /// The largest score of each row of the attention that begins with this product.
+    /// The largest score of each row of the attention that begins with a product.
     Max(NodeIndex),
-    /// The sum of exponentials of each row of that attention.
+    /// The sum of exponentials of each row of the attention that begins with a product.
     Sum(NodeIndex),
 }
 
-/// What a register of a body holds.
+/// The content of a register of a body.
 #[derive(Clone, Debug)]
 pub(super) struct Named {
     /// The register.
     pub(super) register: usize,
-    /// What it holds.
+    /// The content.
     pub(super) content: Content,
-    /// The dimension of the loop that each dimension of the content runs along.
+    /// For each dimension of the content, the dimension of the loop that it runs along.
     pub(super) along: Vec<LoopDim>,
 }
 
-/// What a body does.
+/// The claim of a body.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Body {
-    /// Its registers, in the order in which they are made. A register may hold several values that are the same.
+    /// The contents of registers, in the order in which they are computed. A register may hold several equal values.
     pub(super) registers: Vec<Named>,
-    /// Its stores, by their index, and the value that each writes.
+    /// The indices of stores, and the value that each writes.
     pub(super) stores: Vec<(usize, Value)>,
 }
 
-/// What each step of a rank program is said to do. Only lowering makes them.
+/// The claims of all steps of a rank program. Only lowering creates them.
 #[derive(Clone, Debug, Default)]
 pub struct Claims(pub(super) Vec<Claim>);
 
 impl Claims {
-    /// Takes away the claim of a step that is taken out of the program.
+    /// Removes the claim of a step that is removed from the program.
     pub fn remove(&mut self, step: usize) {
         self.0.remove(step);
     }
@@ -57,24 +57,24 @@ impl Claims {
     }
 }
 
-/// What a step does.
+/// The claim of a step.
 #[derive(Clone, Debug)]
 pub(super) enum Claim {
     /// A loop.
     Loop(Body),
-    /// A product of the last of these nodes, added to the sum of the others, which lies where it is written.
+    /// The product of the last node, added to the sum of the others, which is stored where the result is written.
     Terms(Vec<NodeIndex>),
     /// A product and its epilogue.
     Product(NodeIndex, Body),
-    /// An operation that has an action of its own.
+    /// An operation with its own kind of action.
     Operation(NodeIndex),
-    /// The border of a padded value, which its operand is copied into next.
+    /// The border of a padded value. The next step copies the operand into it.
     Border(NodeIndex),
-    /// An operand of a concatenation or of a padded value, at its place.
+    /// A copy of an operand, given by its index, to its position in a concatenation or in a padded value.
     Piece(NodeIndex, usize),
-    /// A value at another place.
+    /// A copy of a value to another view.
     Copy(Value),
-    /// Attention that begins with this product, the values that it reads and those that it makes.
+    /// An attention, with the values that it reads and computes.
     Attention {
         /// The product of queries and keys.
         product: NodeIndex,
@@ -82,10 +82,10 @@ pub(super) enum Claim {
         operands: Vec<Value>,
         /// All values that it reads.
         reads: Vec<Value>,
-        /// What it makes, in the order of [`tpc_ir::attention::Attention::results`].
+        /// Its results, in the order of [`tpc_ir::attention::Attention::results`].
         results: Vec<Value>,
     },
-    /// The start of a collective of these nodes.
+    /// The start of a collective of some nodes.
     Start(Vec<NodeIndex>),
     /// The wait for a collective.
     Wait,

@@ -1,15 +1,15 @@
-//! Proves that a rank program computes the placed program: what every piece of memory holds is a value of the placed
-//! program, and it is read as nothing else.
+//! Proves that a rank program computes the placed program: memory holds values of the placed program, and is read only
+//! as the value that it holds.
 //!
-//! Lowering says of each step which values it reads and makes ([`super::Claims`]). This pass walks through the steps and
-//! keeps which bytes of the arena hold which value. A step may read a value only where that value lies at that moment,
-//! and makes its results only if it is the operation of the placed program: loops register by register, products and
-//! collectives by sizes, strides and groups, views by their offsets. A step that does not run, because one of its loops is
-//! empty on this rank, makes nothing. At the end every output lies where its binding says, and every input holds itself or
-//! its new value.
+//! Lowering claims for each step which values it reads and computes ([`super::Claims`]). This pass goes through the
+//! steps and tracks which bytes of the arena hold which value. A step may read a value only from where it is stored at
+//! that time, and it computes its results only if it is the claimed operation of the placed program: loops are checked
+//! register by register, products and collectives by sizes, strides and groups, views by their offsets. A step that
+//! does not run, because one of its loops is empty on this rank, computes nothing. At the end, every output must be
+//! where its binding says, and the buffer of every input must hold the input or its update.
 //!
-//! It follows from the types of the placed program and the steps alone, and shares no code with what emits them. What it
-//! takes on trust is the inside of an attention, whose operands it checks; the tests execute that by a reference
+//! The proof uses the placed program and the steps alone, and shares no code with the passes that emit them. It trusts
+//! the bodies of attention, of which it only checks the operands; the tests execute these with a reference
 //! ([`tpc_ir::execute`]).
 
 use super::check_ranks::span;
@@ -31,60 +31,60 @@ use tpc_ir::{AxisId, Graph, InputId, MapFn, Op, OutputKind, ReduceOp, Scalar, Ty
 pub struct ContentsError {
     /// The rank.
     pub rank: usize,
-    /// Index of the step; the number of steps for inputs and outputs.
+    /// The index of the step, or the number of steps for inputs and outputs.
     pub step: usize,
-    /// What the step does.
+    /// A description of the step.
     pub label: String,
-    /// What is wrong.
+    /// The fault.
     pub fault: Fault,
 }
 
-/// What can be wrong with a step.
+/// A fault of a step.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// A value is read where it does not lie.
-    #[error("reads {value} at {place}, where {found}")]
+    /// A value is read from where it is not stored.
+    #[error("reads {value} at {view}, where {found}")]
     NotThere {
-        /// What should be there.
+        /// The value that should be there.
         value: String,
-        /// Where it is read.
-        place: String,
-        /// What is there.
+        /// The view through which it is read.
+        view: String,
+        /// A description of the contents that are there.
         found: String,
     },
-    /// A value with elements is written by a loop over nothing, or along fewer dimensions than it has.
+    /// A value with elements is written by a loop without iterations, or along fewer dimensions than it has.
     #[error("does not write every element of {0}")]
     NotWritten(String),
-    /// A step that computes something else than the node that it is said to be.
+    /// A step computes something other than the node that is claimed.
     #[error("is not {node}: {what}")]
     Differs {
         /// The node of the placed program.
         node: String,
-        /// In which respect.
+        /// The respect in which it differs.
         what: &'static str,
     },
-    /// What is written lies over what the same step still reads.
-    #[error("writes over what it reads at {0}")]
+    /// A step overwrites memory that it still reads.
+    #[error("overwrites memory that it still reads at {0}")]
     Overlap(String),
-    /// The number of claims is not that of the steps, or a claim is of another kind than its step.
-    #[error("is another kind of step than lowering says")]
+    /// The number of claims is not the number of steps, or a claim is of another kind than its step.
+    #[error("is not the kind of step that lowering claims")]
     Unclaimed,
 }
 
 /// Checks a rank program against the placed program and the claims of lowering.
 ///
 /// # Errors
-/// The first step that does something else.
+/// The first step that does not do what is claimed.
 pub fn check(graph: &Graph, program: &RankProgram, claims: &Claims) -> Result<(), ContentsError> {
     let claims = &claims.0;
     let mut m = Memory {
         graph,
         program,
         coords: graph.mesh.coords(program.rank),
-        regions: BTreeMap::new(),
-        places: HashMap::new(),
+        stored: BTreeMap::new(),
+        starts: HashMap::new(),
         pieces: None,
-        flying: HashMap::new(),
+        in_flight: HashMap::new(),
     };
     let failed = |step: usize, fault: Fault| {
         let label = program.steps.get(step).map_or("inputs and outputs".into(), |s| s.label.to_string());
@@ -102,25 +102,26 @@ pub fn check(graph: &Graph, program: &RankProgram, claims: &Claims) -> Result<()
 
 type Checked = Result<(), Fault>;
 
-/// A stretch of the arena that holds something.
-struct Region {
+/// A range of the arena with known contents.
+struct Stored {
     end: usize,
     content: Content,
     view: View,
 }
 
+/// The state of the arena between two steps.
 struct Memory<'a> {
     graph: &'a Graph,
     program: &'a RankProgram,
     coords: Vec<usize>,
-    /// What the arena holds, by first byte; regions do not overlap.
-    regions: BTreeMap<usize, Region>,
-    /// Where each content begins.
-    places: HashMap<Content, Vec<usize>>,
-    /// A value that is being put together, where, and the number of its operands that are there.
+    /// The contents of the arena, by their first byte. Their bytes do not overlap.
+    stored: BTreeMap<usize, Stored>,
+    /// The first bytes of the ranges that hold each content.
+    starts: HashMap<Content, Vec<usize>>,
+    /// A value that is being assembled from its operands, its view, and the number of operands that have been copied.
     pieces: Option<(NodeIndex, View, usize)>,
-    /// Collectives on their way, by tag: the nodes, and where they arrive.
-    flying: HashMap<u32, (Vec<NodeIndex>, View)>,
+    /// The collectives in flight, by tag: their nodes, and the view for their results.
+    in_flight: HashMap<u32, (Vec<NodeIndex>, View)>,
 }
 
 impl Memory<'_> {
@@ -144,7 +145,7 @@ impl Memory<'_> {
         format!("%{} ({} : {})", v.node.index(), self.graph.op(v).name(), self.ty(v).display(&self.graph.mesh))
     }
 
-    fn place(&self, view: &View) -> String {
+    fn show_view(&self, view: &View) -> String {
         let label = &self.program.buffers[view.buffer.0 as usize].label;
         format!("b{}+{} ({label})", view.buffer.0, view.offset)
     }
@@ -161,15 +162,15 @@ impl Memory<'_> {
         span(self.program, view, &view.shape, &view.strides)
     }
 
-    /// These bytes no longer hold what was written to them before.
+    /// Forgets all contents that overlap some bytes.
     fn forget(&mut self, bytes: &Range<usize>) {
-        while let Some((&start, region)) = self.regions.range(..bytes.end).next_back() {
-            if region.end <= bytes.start {
+        while let Some((&start, found)) = self.stored.range(..bytes.end).next_back() {
+            if found.end <= bytes.start {
                 break;
             }
-            let region = self.regions.remove(&start).expect("it was found");
-            if let Some(places) = self.places.get_mut(&region.content) {
-                places.retain(|&p| p != start);
+            let found = self.stored.remove(&start).expect("it was found");
+            if let Some(starts) = self.starts.get_mut(&found.content) {
+                starts.retain(|&p| p != start);
             }
         }
     }
@@ -180,19 +181,19 @@ impl Memory<'_> {
             return;
         }
         self.forget(&bytes);
-        self.places.entry(content.clone()).or_default().push(bytes.start);
-        self.regions.insert(bytes.start, Region { end: bytes.end, content, view });
+        self.starts.entry(content.clone()).or_default().push(bytes.start);
+        self.stored.insert(bytes.start, Stored { end: bytes.end, content, view });
     }
 
-    /// Writes a value that lies row by row.
+    /// Records a value that is written with the strides of a view.
     fn put_value(&mut self, v: Value, view: &View) {
         self.put(Content::Value(v), View { shape: self.shape(v), ..view.clone() });
     }
 
-    /// The views at which a content lies now, also as a view of something else.
+    /// The views that hold a content now, including views of another value.
     fn find(&self, content: &Content) -> Vec<View> {
-        let places = self.places.get(content).into_iter().flatten();
-        let mut all: Vec<View> = places.map(|p| self.regions[p].view.clone()).collect();
+        let starts = self.starts.get(content).into_iter().flatten();
+        let mut all: Vec<View> = starts.map(|p| self.stored[p].view.clone()).collect();
         let Content::Value(v) = *content else { return all };
         let Some(&of) = self.graph.operands(v.node).first() else { return all };
         let shape = self.shape(v);
@@ -229,22 +230,22 @@ impl Memory<'_> {
 
     fn not_there(&self, v: Value, view: &View) -> Fault {
         let bytes = self.span(view);
-        let there = self.regions.range(..bytes.end).next_back().filter(|(_, r)| r.end > bytes.start);
+        let there = self.stored.range(..bytes.end).next_back().filter(|(_, r)| r.end > bytes.start);
         let found = match there {
-            Some((_, Region { content: Content::Value(v), .. })) => format!("{} lies", self.show(*v)),
-            Some(_) => "something else lies".into(),
+            Some((_, Stored { content: Content::Value(v), .. })) => format!("{} is stored", self.show(*v)),
+            Some(_) => "something else is stored".into(),
             None => "nothing was written".into(),
         };
-        Fault::NotThere { value: self.show(v), place: self.place(view), found }
+        Fault::NotThere { value: self.show(v), view: self.show_view(view), found }
     }
 
-    /// A value lies at a view, or has no elements.
+    /// Checks that a view holds a value, or that the value has no elements.
     fn read(&self, v: Value, view: &View) -> Checked {
-        let found = self.find(&Content::Value(v)).iter().any(|held| same_place(held, view));
+        let found = self.find(&Content::Value(v)).iter().any(|held| same_elements(held, view));
         if found || self.is_empty(v) && view.elements() == 0 { Ok(()) } else { Err(self.not_there(v, view)) }
     }
 
-    /// A value lies at a view without gaps, whatever shape the view gives it.
+    /// Checks that a dense view holds a value, whatever the shape of the view is.
     fn read_flat(&self, v: Value, view: &View) -> Checked {
         let flat = |held: &View| {
             let at = (held.buffer, held.offset, held.dtype) == (view.buffer, view.offset, view.dtype);
@@ -296,14 +297,14 @@ impl Memory<'_> {
         Ok(())
     }
 
-    /// What is written must not be what the same action still reads.
-    fn apart(&self, action: &Action) -> Checked {
+    /// Checks that an action does not write what it reads.
+    fn check_disjoint(&self, action: &Action) -> Checked {
         let (mut reads, mut writes) = (Vec::new(), Vec::new());
         each_view(action, &mut |view, is_written| if is_written { writes.push(view) } else { reads.push(view) });
         for write in writes {
             let bytes = self.span(write);
-            if reads.iter().any(|read| meet(&self.span(read), &bytes)) {
-                return Err(Fault::Overlap(self.place(write)));
+            if reads.iter().any(|read| overlap(&self.span(read), &bytes)) {
+                return Err(Fault::Overlap(self.show_view(write)));
             }
         }
         Ok(())
@@ -322,14 +323,14 @@ impl Memory<'_> {
                 let Op::Pad { value, .. } = &self.graph.node(*node).op else { return Err(Fault::Unclaimed) };
                 let whole = self.whole(*node, view);
                 self.expect(x == value, *node, "its border")?;
-                self.expect(l.dims == whole.shape && *strides == whole.strides, *node, "its border's place")?;
+                self.expect(l.dims == whole.shape && *strides == whole.strides, *node, "the position of its border")?;
                 self.forget(&self.span(&whole));
                 self.pieces = Some((*node, whole, 0));
                 Ok(())
             }
             (Action::Copy { from, to }, Claim::Piece(node, i)) => self.piece(*node, *i, from, to, pieces),
             (Action::Copy { from, to }, Claim::Copy(v)) => {
-                self.apart(action)?;
+                self.check_disjoint(action)?;
                 self.read(*v, from)?;
                 self.expect(from.shape == to.shape && from.dtype == to.dtype, v.node, "the shape of its copy")?;
                 self.put(Content::Value(*v), to.clone());
@@ -338,7 +339,7 @@ impl Memory<'_> {
             (Action::Contract(c), Claim::Terms(terms)) => self.terms(c, terms),
             (Action::Contract(c), Claim::Product(node, body)) => {
                 self.product(*node, c)?;
-                self.apart_from_operands(c)?;
+                self.check_disjoint_operands(c)?;
                 let dims: Vec<usize> = c.dims().map(|d| d.size).collect();
                 self.body(&dims, &c.epilogue, body, Some(*node))
             }
@@ -353,7 +354,7 @@ impl Memory<'_> {
             }
             (Action::Start(c), Claim::Start(nodes)) => self.start(c, nodes),
             (Action::Wait { tag }, Claim::Wait) => {
-                let Some((nodes, to)) = self.flying.remove(tag) else { return Err(Fault::Unclaimed) };
+                let Some((nodes, to)) = self.in_flight.remove(tag) else { return Err(Fault::Unclaimed) };
                 let mut offset = to.offset;
                 for node in nodes {
                     let view = View { offset, ..View::dense(to.buffer, to.dtype, self.shape(node.into())) };
@@ -366,12 +367,12 @@ impl Memory<'_> {
         }
     }
 
-    /// The whole of a value that lies without gaps where a view begins.
+    /// The dense view of a value that begins where another view does.
     fn whole(&self, node: NodeIndex, view: &View) -> View {
         View { offset: view.offset, ..View::dense(view.buffer, self.ty(node.into()).dtype, self.shape(node.into())) }
     }
 
-    /// One operand of a value that is put together from several.
+    /// Checks the copy of one operand of a value that is assembled from several.
     fn piece(
         &mut self,
         node: NodeIndex,
@@ -396,10 +397,10 @@ impl Memory<'_> {
         self.read(operands[i], from)?;
         let offset = whole.offset + start * whole.strides[dim] as usize;
         let expected = View { offset, shape: self.shape(operands[i]), ..whole.clone() };
-        self.expect(same_place(&expected, to) && from.shape == to.shape, node, "the place of its pieces")?;
+        self.expect(same_elements(&expected, to) && from.shape == to.shape, node, "the position of its pieces")?;
         let bytes = self.span(&whole);
-        if meet(&self.span(from), &bytes) {
-            return Err(Fault::Overlap(self.place(to)));
+        if overlap(&self.span(from), &bytes) {
+            return Err(Fault::Overlap(self.show_view(to)));
         }
         self.forget(&bytes);
         if i + 1 < operands.len() {
@@ -410,7 +411,7 @@ impl Memory<'_> {
         Ok(())
     }
 
-    /// The loops of a product are those of its node, and its operands lie where it reads them.
+    /// Checks that the dimensions of a product are those of its node, and that its operands are where it reads them.
     fn product(&self, node: NodeIndex, c: &Contract) -> Checked {
         let Op::Einsum { subs } = &self.graph.node(node).op else { return Err(Fault::Unclaimed) };
         let [left, right] = self.graph.operands(node)[..] else { return Err(Fault::Unclaimed) };
@@ -419,14 +420,14 @@ impl Memory<'_> {
         self.expect(c.scale == 1.0, node, "its scale")?;
         let fits = self.shape(node.into()) == c.out.shape;
         self.expect(fits, node, "the shape of its result")?;
-        // Which operand has a letter, and with which stride: batch, rows, columns, summed.
+        // The expected dimensions: batch, rows, columns and summed ones.
         let mut expected: [Vec<ContractDim>; 4] = Default::default();
         for letter in 0..subs.letters() {
             let at = |row: &Vec<u8>| row.iter().position(|&l| l as usize == letter);
             let (l, r, o) = (at(&subs.operands[0]), at(&subs.operands[1]), at(&subs.result));
             let stride = |v: &View, d: Option<usize>| d.map_or(0, |d| v.strides[d]);
             let size = l.map(|d| c.left.shape[d]).or(r.map(|d| c.right.shape[d]));
-            let Some(size) = size else { return Err(self.differs(node, "an index of its result alone")) };
+            let Some(size) = size else { return Err(self.differs(node, "an index that only its result has")) };
             let group = match (l, r, o) {
                 (Some(_), Some(_), Some(_)) => 0,
                 (Some(_), None, Some(_)) => 1,
@@ -443,20 +444,20 @@ impl Memory<'_> {
         };
         let found = [&c.batch, &c.m, &c.n, &c.k];
         let same = expected.iter().zip(found).all(|(e, f)| sorted(e) == sorted(f));
-        self.expect(same, node, "its loops")
+        self.expect(same, node, "its dimensions")
     }
 
-    fn apart_from_operands(&self, c: &Contract) -> Checked {
+    fn check_disjoint_operands(&self, c: &Contract) -> Checked {
         let out = self.span(&c.out);
-        let over = [&c.left, &c.right].into_iter().any(|v| meet(&self.span(v), &out));
-        if over { Err(Fault::Overlap(self.place(&c.out))) } else { Ok(()) }
+        let over = [&c.left, &c.right].into_iter().any(|v| overlap(&self.span(v), &out));
+        if over { Err(Fault::Overlap(self.show_view(&c.out))) } else { Ok(()) }
     }
 
-    /// A term of a sum of products, added to those before it.
+    /// Checks a term of a sum of products that is added to the terms before it.
     fn terms(&mut self, c: &Contract, terms: &[NodeIndex]) -> Checked {
         let [before @ .., node] = terms else { return Err(Fault::Unclaimed) };
         self.product(*node, c)?;
-        self.apart_from_operands(c)?;
+        self.check_disjoint_operands(c)?;
         let strides: Vec<isize> = c.dims().map(|d| d.out).collect();
         let adds = match &c.epilogue[..] {
             [] => before.is_empty(),
@@ -467,10 +468,10 @@ impl Memory<'_> {
                 Instruction::Store { view: to, strides: into, arg: 2, accumulate: None },
             ] => {
                 let held = self.find(&Content::Terms(before.to_vec()));
-                let there = c.out.elements() == 0 || held.iter().any(|held| same_place(held, &c.out));
+                let there = c.out.elements() == 0 || held.iter().any(|held| same_elements(held, &c.out));
                 there
                     && args == &[0, 1]
-                    && [view, to].iter().all(|v| same_place(v, &c.out))
+                    && [view, to].iter().all(|v| same_elements(v, &c.out))
                     && [from, into].iter().all(|s| **s == strides)
             }
             _ => false,
@@ -483,7 +484,7 @@ impl Memory<'_> {
     fn operation(&mut self, action: &Action, node: NodeIndex) -> Checked {
         let operands = self.graph.operands(node);
         let op = &self.graph.node(node).op;
-        self.apart(action)?;
+        self.check_disjoint(action)?;
         let rows = |v: Value| {
             let local = self.local(v);
             (local[0], local[1..].iter().map(|c| c.len).product::<usize>())
@@ -544,7 +545,7 @@ impl Memory<'_> {
         self.put(Content::Value(v), View { strides: dense_strides(&shape), shape, ..view.clone() });
     }
 
-    /// An attention reads only the values that it claims to read, and its results lie where it writes them.
+    /// Checks that an attention reads only the values that are claimed, and records its results.
     fn attention(&mut self, action: &Action, product: NodeIndex, reads: &[Value], results: &[Value]) -> Checked {
         let Action::Attention(a) = action else { return Err(Fault::Unclaimed) };
         let stats = [(&a.max, Content::Max(product)), (&a.sum, Content::Sum(product))];
@@ -559,8 +560,8 @@ impl Memory<'_> {
                     written.push(view.clone());
                     true
                 }
-                Some((_, content)) => self.find(content).iter().any(|held| same_place(held, view)),
-                None => held.iter().any(|held| same_place(held, view)),
+                Some((_, content)) => self.find(content).iter().any(|held| same_elements(held, view)),
+                None => held.iter().any(|held| same_elements(held, view)),
             };
             if !there && view.elements() > 0 && fault.is_none() {
                 fault = Some(self.not_there(product.into(), view));
@@ -569,7 +570,7 @@ impl Memory<'_> {
         if let Some(fault) = fault {
             return Err(fault);
         }
-        self.apart(action)?;
+        self.check_disjoint(action)?;
         for view in &written {
             self.forget(&self.span(view));
         }
@@ -641,15 +642,15 @@ impl Memory<'_> {
         let fits = c.from.elements() == offset - c.from.offset && c.to.elements() == results;
         self.expect(fits && c.to.is_dense() && c.from.is_dense(), first, "the size of its buffers")?;
         let (from, to) = (self.span(&c.from), self.span(&c.to));
-        if meet(&from, &to) && c.from != c.to {
-            return Err(Fault::Overlap(self.place(&c.to)));
+        if overlap(&from, &to) && c.from != c.to {
+            return Err(Fault::Overlap(self.show_view(&c.to)));
         }
         self.forget(&to);
-        self.flying.insert(c.tag, (nodes.to_vec(), c.to.clone()));
+        self.in_flight.insert(c.tag, (nodes.to_vec(), c.to.clone()));
         Ok(())
     }
 
-    /// The instructions of a loop, or of the epilogue of a product, are the nodes that they are said to be.
+    /// Checks that the instructions of a loop, or of the epilogue of a product, compute the claimed nodes.
     fn body(&mut self, dims: &[usize], body: &[Instruction], claim: &Body, product: Option<NodeIndex>) -> Checked {
         let mut known: Vec<Vec<&Named>> = vec![Vec::new(); body.len()];
         for named in &claim.registers {
@@ -659,7 +660,7 @@ impl Memory<'_> {
             self.register(dims, body, &known, named, product)?;
             known[named.register].push(named);
         }
-        // Every store has a claim, and each is where nothing is read later.
+        // Every store has a claim, and no store overwrites what is read later.
         let mut written = Vec::new();
         let mut claims = claim.stores.iter();
         for (i, instruction) in body.iter().enumerate() {
@@ -678,37 +679,38 @@ impl Memory<'_> {
         Ok(())
     }
 
-    /// The strides of a value's own dimensions: those of the view if it is of the value's shape, else without gaps.
+    /// The strides of a value: those of the view if it has the shape of the value, otherwise dense ones.
     fn strides_of(&self, v: Value, view: &View) -> Vec<isize> {
         if view.shape == self.shape(v) { view.strides.clone() } else { dense_strides(&self.shape(v)) }
     }
 
-    /// The loads of a body are of other memory than a store, or of the very elements that it then overwrites.
+    /// Checks that the loads of a body read other memory than a store writes, or exactly the elements that the store
+    /// then overwrites.
     fn reads_before(&self, dims: &[usize], body: &[Instruction], store: usize) -> Checked {
         let Instruction::Store { view: to, strides: into, .. } = &body[store] else { return Ok(()) };
         let target = span(self.program, to, dims, into);
         for (i, instruction) in body.iter().enumerate() {
             let Instruction::Load { view, strides } = instruction else { continue };
-            if !meet(&span(self.program, view, dims, strides), &target) {
+            if !overlap(&span(self.program, view, dims, strides), &target) {
                 continue;
             }
             let distinct = dims.iter().zip(into).all(|(&n, &stride)| n <= 1 || stride != 0);
             let same = (view.buffer, view.offset, view.dtype) == (to.buffer, to.offset, to.dtype) && strides == into;
             if !(same && distinct && i < store) {
-                return Err(Fault::Overlap(self.place(to)));
+                return Err(Fault::Overlap(self.show_view(to)));
             }
         }
         Ok(())
     }
 
-    /// Whether a content's dimensions run along loop dimensions of their sizes.
+    /// Whether the dimensions of a content run along distinct dimensions of the loop with the same sizes.
     fn runs_along(&self, dims: &[usize], shape: &[usize], along: &[usize]) -> bool {
         shape.len() == along.len()
             && shape.iter().zip(along).all(|(&n, &d)| dims.get(d) == Some(&n))
             && along.iter().enumerate().all(|(i, d)| !along[..i].contains(d))
     }
 
-    /// A register holds what it is said to hold.
+    /// Checks that a register holds the claimed content.
     fn register(
         &self,
         dims: &[usize],
@@ -724,7 +726,7 @@ impl Memory<'_> {
             _ => return Err(Fault::Unclaimed),
         };
         let shape = self.shape(v);
-        self.expect(self.runs_along(dims, &shape, along), v.node, "the loops that it runs along")?;
+        self.expect(self.runs_along(dims, &shape, along), v.node, "the loop dimensions that it runs along")?;
         let ty = self.ty(v);
         let op = self.graph.op(v);
         let offsets = || self.local(v).into_iter().map(|c| c.offset);
@@ -737,13 +739,13 @@ impl Memory<'_> {
                 if shape.contains(&0) || self.find(content).iter().any(read) {
                     return Ok(());
                 }
-                // A cast to the same type, for example, is the register that it reads.
-                if self.passes_on(v, *register, known, along) {
+                // The register may also be that of the operand, for example of an identity.
+                if self.is_identity_of_operand(v, *register, known, along) {
                     return Ok(());
                 }
                 Err(self.not_there(v, &View { shape, ..view.clone() }))
             }
-            _ if self.passes_on(v, *register, known, along) => Ok(()),
+            _ if self.is_identity_of_operand(v, *register, known, along) => Ok(()),
             Instruction::Given { index: 0, .. } => {
                 self.expect(product == Some(v.node), v.node, "the product that is given")
             }
@@ -752,7 +754,7 @@ impl Memory<'_> {
                 let holds = match op {
                     Op::Fill(fill) => fill == x,
                     Op::ToPartial { op, axes } => identity(op) && axes.iter().any(|a| self.coords[a.0 as usize] != 0),
-                    // A sum of nothing.
+                    // A reduction without terms.
                     Op::Reduce { op, .. } => identity(op) && self.is_empty(self.graph.operands(v.node)[0]),
                     _ => false,
                 };
@@ -802,14 +804,14 @@ impl Memory<'_> {
                             summed == if dims[row] > 1 { vec![row] } else { vec![] }
                         })
                 };
-                self.expect(known[*arg].iter().any(|n| sums(&n)), v.node, "the row that it sums")
+                self.expect(known[*arg].iter().any(|n| sums(&n)), v.node, "the row that it reduces")
             }
             _ => Err(Fault::Unclaimed),
         }
     }
 
-    /// The positions of the operands that a register stands for: of a sum in memory all its terms, otherwise the first
-    /// that is the register's value (for ordered functions only the next one).
+    /// The positions of the operands that a register stands for. A sum of products stands for all its terms, another
+    /// value for the first operand that it is (for ordered functions, only the next operand counts).
     fn take(&self, left: &[(Value, &Vec<u8>)], named: &Named, letters: &Letters, ordered: bool) -> Option<Vec<usize>> {
         let fits = |v: Value, row: &[u8]| letters.agrees(row, &named.along, &self.shape(v));
         match &named.content {
@@ -831,8 +833,8 @@ impl Memory<'_> {
         }
     }
 
-    /// The loop dimensions of more than one iteration that a reduction sums over; none if what it keeps runs along
-    /// others than its operand.
+    /// The loop dimensions with more than one iteration that a reduction sums over. `None` if the dimensions that it
+    /// keeps run along other loop dimensions than those of its operand.
     fn summed(
         &self,
         v: Value,
@@ -855,8 +857,8 @@ impl Memory<'_> {
         Some(summed)
     }
 
-    /// Whether a node changes nothing on this rank and its register already holds its operand.
-    fn passes_on(&self, v: Value, register: usize, known: &[Vec<&Named>], along: &[usize]) -> bool {
+    /// Whether a node is the identity on this rank, and the register holds its operand.
+    fn is_identity_of_operand(&self, v: Value, register: usize, known: &[Vec<&Named>], along: &[usize]) -> bool {
         let Some(&of) = self.graph.operands(v.node).first() else { return false };
         let mut letters = Letters::default();
         let row: Vec<u8> = (0..self.ty(v).rank() as u8).collect();
@@ -871,7 +873,7 @@ impl Memory<'_> {
         self.ty(of).dtype == self.ty(v).dtype && known[register].iter().any(holds)
     }
 
-    /// A store writes every element of a value that its register holds.
+    /// Checks that a store writes every element of a value, and that its register holds the value.
     fn store(
         &self,
         dims: &[usize],
@@ -887,12 +889,12 @@ impl Memory<'_> {
         let own = self.strides_of(v, view);
         let shape = self.shape(v);
         self.expect(view.dtype == self.ty(v).dtype, v.node, "its element type in memory")?;
-        let lies = |along: &[usize]| spread(&shape, &own, along, dims) == moving(strides, dims);
+        let matches_loop = |along: &[usize]| spread(&shape, &own, along, dims) == moving(strides, dims);
         match accumulate {
             None => {
-                // Every element is written, since the loop runs and has its dimensions.
+                // Every element is written if the loop has iterations and the dimensions of the value.
                 let held = known.iter().find(|n| n.content == Content::Value(v)).ok_or_else(unwritten)?;
-                if dims.contains(&0) || !lies(&held.along) { Err(unwritten()) } else { Ok(()) }
+                if dims.contains(&0) || !matches_loop(&held.along) { Err(unwritten()) } else { Ok(()) }
             }
             Some(found) => {
                 let Op::Reduce { op, subs } = self.graph.op(v) else { return Err(self.differs(v.node, "a reduction")) };
@@ -903,7 +905,7 @@ impl Memory<'_> {
                     let Some(along) = subs.result.iter().map(at).collect::<Option<Vec<usize>>>() else { return false };
                     // Each iteration counts once.
                     let all = (0..dims.len()).all(|d| dims[d] == 1 || n.along.contains(&d));
-                    n.content == Content::Value(of) && all && lies(&along)
+                    n.content == Content::Value(of) && all && matches_loop(&along)
                 };
                 if known.iter().any(|n| holds(&n)) { Ok(()) } else { Err(unwritten()) }
             }
@@ -911,7 +913,7 @@ impl Memory<'_> {
     }
 }
 
-/// Which loop dimension each letter of a node runs along; letters of one element run along any.
+/// The loop dimension that each letter of a node runs along. A letter of size 1 may run along any.
 #[derive(Default)]
 struct Letters {
     along: HashMap<u8, usize>,
@@ -928,7 +930,7 @@ impl Letters {
     }
 }
 
-/// The strides of a value's dimensions at the loop dimensions that they run along.
+/// The strides of the dimensions of a value, by the loop dimensions that they run along.
 fn spread(shape: &[usize], strides: &[isize], along: &[usize], dims: &[usize]) -> Vec<isize> {
     let mut all = vec![0; dims.len()];
     for ((&n, &stride), &d) in shape.iter().zip(strides).zip(along) {
@@ -939,17 +941,17 @@ fn spread(shape: &[usize], strides: &[isize], along: &[usize], dims: &[usize]) -
     all
 }
 
-/// The strides of dimensions that move: those of more than one iteration.
+/// The strides of loop dimensions with more than one iteration; 0 for the others.
 fn moving(strides: &[isize], dims: &[usize]) -> Vec<isize> {
     strides.iter().zip(dims).map(|(&stride, &n)| if n > 1 { stride } else { 0 }).collect()
 }
 
-/// Whether two views show the same elements in the same order.
-fn same_place(a: &View, b: &View) -> bool {
+/// Whether two views have the same elements in the same order.
+fn same_elements(a: &View, b: &View) -> bool {
     let strides = || (0..a.shape.len()).all(|d| a.shape[d] <= 1 || a.strides[d] == b.strides[d]);
     (a.buffer, a.offset, a.dtype) == (b.buffer, b.offset, b.dtype) && a.shape == b.shape && strides()
 }
 
-fn meet(a: &Range<usize>, b: &Range<usize>) -> bool {
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
     a.start < b.end && b.start < a.end
 }

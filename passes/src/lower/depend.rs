@@ -1,25 +1,25 @@
-//! Which kernels read what other kernels write.
+//! The dependences between kernels: which kernels read what other kernels write.
 //!
-//! Views have no kernel: a kernel that reads a view reads the memory that the view shows.
+//! A view has no kernel. A kernel that reads a view reads the memory of the viewed value.
 
 use super::kernel::{Kernel, is_free};
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeSet, HashMap};
 use tpc_ir::{Graph, Op, OutputKind, Value};
 
-/// The dependences between kernels, by their index in the list.
+/// The dependences between kernels, by their indices in the list.
 pub(super) struct Dependences {
-    /// Kernels that must have run before each kernel: those it reads from, and for an update of a
-    /// parameter those that read the old value (so that it can be overwritten).
+    /// The kernels that must run before each kernel: those whose results it reads, and for an update of an input those
+    /// that read the old value, so that it can be overwritten.
     pub(super) needs: Vec<Vec<usize>>,
-    /// Kernels that read what each kernel writes, in order.
+    /// The kernels that read what each kernel writes, in order.
     pub(super) readers: Vec<Vec<usize>>,
-    /// Kernel of every node that has one.
+    /// The kernel of every node that has one.
     of: Vec<Option<usize>>,
 }
 
 impl Dependences {
-    /// Of kernels in an order that respects them.
+    /// The dependences of kernels, which are in an order that respects them.
     pub(super) fn new(graph: &Graph, kernels: &[Kernel]) -> Self {
         let mut of = vec![None; graph.len()];
         for (k, kernel) in kernels.iter().enumerate() {
@@ -45,7 +45,7 @@ impl Dependences {
         found
     }
 
-    /// Adds the kernels that read a node's memory, also through views.
+    /// Adds the kernels that read the memory of a node, including those that read it through views.
     pub(super) fn readers_of(&self, graph: &Graph, node: NodeIndex, into: &mut Vec<usize>) {
         for (user, _) in graph.users(node) {
             into.extend(self.of[user.index()]);
@@ -56,7 +56,7 @@ impl Dependences {
     }
 }
 
-/// The kernels that read a node's memory for what they recompute, in addition to the kernels of its users.
+/// The kernels, other than those of the users of a node, that read its memory in order to recompute a value.
 pub(super) fn recomputing(graph: &Graph, kernels: &[Kernel]) -> HashMap<NodeIndex, Vec<usize>> {
     let mut readers: HashMap<NodeIndex, Vec<usize>> = HashMap::new();
     for (k, kernel) in kernels.iter().enumerate() {
@@ -71,7 +71,7 @@ pub(super) fn recomputing(graph: &Graph, kernels: &[Kernel]) -> HashMap<NodeInde
     readers
 }
 
-/// Inputs that a step updates, and the nodes that do it.
+/// The inputs that a step updates, and the nodes of their updates.
 pub(super) fn updates(graph: &Graph) -> impl Iterator<Item = (NodeIndex, NodeIndex)> {
     let inputs = graph.inputs_by_id();
     graph.outputs.iter().filter_map(move |o| match &o.kind {
@@ -80,7 +80,7 @@ pub(super) fn updates(graph: &Graph) -> impl Iterator<Item = (NodeIndex, NodeInd
     })
 }
 
-/// The node whose memory a node shows: itself, unless it is a view.
+/// The node whose memory a node views; the node itself if it is not a view.
 pub(super) fn source(graph: &Graph, node: NodeIndex) -> NodeIndex {
     match &graph.node(node).op {
         op if is_free(op) => graph.operands(node).first().map_or(node, |v| source(graph, v.node)),
@@ -88,12 +88,12 @@ pub(super) fn source(graph: &Graph, node: NodeIndex) -> NodeIndex {
     }
 }
 
-/// Whether an operation's result may lie where its operand lies.
+/// Whether the result of an operation may use the memory of its operand.
 pub(super) fn is_alias(op: &Op) -> bool {
     is_free(op) || matches!(op, Op::Reshape)
 }
 
-/// The node in whose memory a node may lie: [`source`], also through reshapes.
+/// The node whose memory a node may use: like [`source`], but also through reshapes.
 pub(super) fn memory(graph: &Graph, node: NodeIndex) -> NodeIndex {
     match &graph.node(node).op {
         op if is_alias(op) => graph.operands(node).first().map_or(node, |v| memory(graph, v.node)),

@@ -1,9 +1,10 @@
 //! A dependence graph whose nodes are merged, with a topological order that is kept up to date.
 //!
-//! Grouping and bucketing must know of every pair that they would merge whether one depends on the other. A search through
-//! all dependences takes time proportional to the program. Here every node has a position after the nodes that it needs,
-//! so a search from one node for another visits only nodes between the two, and nodes that are merged are close to each
-//! other (Pearce and Kelly, "A dynamic topological sort algorithm for directed acyclic graphs", 2007).
+//! Before grouping and bucketing merge two nodes, they must know whether one depends on the other. A search through all
+//! dependences would take time proportional to the program. Here every node has a position after the nodes that it
+//! needs, so a search from one node for another visits only nodes between the two, and nodes that are merged are
+//! usually close to each other (Pearce and Kelly, "A dynamic topological sort algorithm for directed acyclic graphs",
+//! 2007).
 //!
 //! ```text
 //! order: a b c d, where c needs b, and d needs a

@@ -1,5 +1,5 @@
-//! Elementwise work right after a product becomes a part of it (an *epilogue*, as cublasLt and CUTLASS say): bias,
-//! activation, residual, and sums of several products.
+//! Makes elementwise work right after a product a part of it (an *epilogue*, in the terms of cublasLt and CUTLASS):
+//! bias, activation, residual, and sums of several products.
 //!
 //! ```text
 //! before                                    after
@@ -10,10 +10,11 @@
 //! loop: r2 = add %4, %5 ; store r2          %5 = einsum c, d … out += given
 //! ```
 //!
-//! A loop joins the last of the products that it reads if no other kernel reads that product, the loop only computes
-//! elements over exactly its dimensions, and everything else that it reads is there before: the product does
-//! not move to after a collective that it would have hidden. Of a loop that does more (a norm), the sum of several
-//! products leaves for the last of them. Products that are only terms of one sum are added up in its memory.
+//! A loop joins the last of the products that it reads if no other kernel reads that product, the loop is elementwise
+//! over exactly the dimensions of the product, and everything else that it reads is computed before the product. The
+//! product thus keeps its position and can still hide a collective after it. From a loop that does more (a norm), only
+//! the sum of several products joins the last of them. Products that are only terms of one sum are added up in the
+//! memory of the sum.
 
 use super::depend::{memory, source, updates};
 use super::kernel::{Kernel, LoopDim, Nest, is_free, letters};
@@ -22,7 +23,7 @@ use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::{Graph, MapFn, Op, Phase, Value};
 
-/// Joins loops with the products in front of them. The order stays.
+/// Joins loops with the products before them. Kernels keep their order.
 pub(super) fn join(graph: &Graph, kernels: Vec<Kernel>) -> Vec<Kernel> {
     let mut state = State::new(graph, kernels);
     for k in 0..state.kernels.len() {
@@ -51,7 +52,8 @@ pub(super) fn join(graph: &Graph, kernels: Vec<Kernel>) -> Vec<Kernel> {
     state.kernels.into_iter().flatten().collect()
 }
 
-/// The products that a loop joins, the last one last, and the dimensions of the loop that they have.
+/// The products that a loop joins, in order, and the dimensions of the loop that the dimensions of the last product
+/// are.
 struct Found {
     products: Vec<NodeIndex>,
     dims: Vec<LoopDim>,
@@ -59,15 +61,15 @@ struct Found {
 
 struct State<'a> {
     graph: &'a Graph,
-    /// The kernels; `None` for one that has become a part of another.
+    /// The kernels; `None` for one that was merged into another.
     kernels: Vec<Option<Kernel>>,
-    /// The kernel that makes each node.
-    home: Vec<Option<usize>>,
-    /// Kernels that read each node's memory.
+    /// The kernel that computes each node.
+    kernel_of: Vec<Option<usize>>,
+    /// The other kernels that read the memory of each node.
     readers: Vec<HashSet<usize>>,
-    /// Values that must be in memory: outputs, and what is seen through views.
+    /// Whether each node must be in memory, because it is an output or has views.
     kept: Vec<bool>,
-    /// Nodes that are an input's new value, and that input.
+    /// The nodes that are updates of inputs, with these inputs.
     updates: HashMap<NodeIndex, NodeIndex>,
     /// When each node runs.
     turns: Vec<Turn>,
@@ -77,7 +79,7 @@ impl<'a> State<'a> {
     fn new(graph: &'a Graph, kernels: Vec<Kernel>) -> Self {
         let mut state = State {
             graph,
-            home: vec![None; graph.len()],
+            kernel_of: vec![None; graph.len()],
             readers: vec![HashSet::new(); graph.len()],
             kept: vec![false; graph.len()],
             updates: updates(graph).map(|(input, node)| (node, input)).collect(),
@@ -85,12 +87,12 @@ impl<'a> State<'a> {
             kernels: Vec::new(),
         };
         for (k, kernel) in kernels.iter().enumerate() {
-            kernel.nodes().iter().for_each(|n| state.home[n.index()] = Some(k));
+            kernel.nodes().iter().for_each(|n| state.kernel_of[n.index()] = Some(k));
         }
         for (k, kernel) in kernels.iter().enumerate() {
             for v in kernel.reads(graph) {
                 let from = source(graph, v.node).index();
-                if state.home[from] != Some(k) {
+                if state.kernel_of[from] != Some(k) {
                     state.readers[from].insert(k);
                 }
                 state.kept[from] |= is_free(graph.op(v));
@@ -109,10 +111,10 @@ impl<'a> State<'a> {
     /// Whether only loop `k` reads a product.
     fn is_own(&self, k: usize, product: NodeIndex) -> bool {
         let at = product.index();
-        let Some(home) = self.home[at] else { return false };
+        let Some(maker) = self.kernel_of[at] else { return false };
         matches!(self.graph.node(product).op, Op::Einsum { .. })
             && self.graph.node(product).types[0].dtype.is_float()
-            && matches!(self.kernels[home], Some(Kernel::Single(_)))
+            && matches!(self.kernels[maker], Some(Kernel::Single(_)))
             && !self.kept[at]
             && self.readers[at].len() == 1
             && self.readers[at].contains(&k)
@@ -121,10 +123,10 @@ impl<'a> State<'a> {
 
     /// Whether a value is in memory before kernel `at` runs.
     fn is_before(&self, v: Value, at: usize) -> bool {
-        self.home[source(self.graph, v.node).index()].is_none_or(|home| home < at)
+        self.kernel_of[source(self.graph, v.node).index()].is_none_or(|maker| maker < at)
     }
 
-    /// The dimensions that a loop reads a product along; none if it reads it along several.
+    /// The loop dimensions along which a loop reads a product; `None` if it reads it in several ways.
     fn along(&self, nest: &Nest, product: NodeIndex) -> Option<Vec<LoopDim>> {
         let mut found: Option<Vec<LoopDim>> = None;
         for reader in nest.members() {
@@ -142,7 +144,7 @@ impl<'a> State<'a> {
         found
     }
 
-    /// The products that all of loop `k` can join.
+    /// The products that loop `k` as a whole can join.
     fn whole(&self, k: usize, nest: &Nest) -> Option<Found> {
         let maps = nest.nodes.iter().all(|n| matches!(self.graph.node(*n).op, Op::Map { .. }));
         let early =
@@ -151,13 +153,14 @@ impl<'a> State<'a> {
         self.found(k, nest)
     }
 
-    /// A sum of loop `k` as a loop of its own, if its terms come from elsewhere and nothing else of the loop reads them.
+    /// A sum in loop `k` as a separate loop, if other kernels compute its terms and no other member of the loop reads
+    /// them.
     fn alone(&self, k: usize, nest: &Nest, sum: NodeIndex) -> Option<Nest> {
         let n = self.graph.node(sum);
         let operands = self.graph.operands(sum);
         let is_own = |v: &&Value| self.is_own(k, v.node);
         let sums = matches!(n.op, Op::Map { f: MapFn::Add, .. }) && operands.iter().filter(is_own).count() > 1;
-        // What the rest reads, too, would be read twice.
+        // An operand that the rest of the loop reads as well would be read twice.
         let rest = || nest.members().into_iter().filter(|&m| m != sum).flat_map(|m| self.graph.operands(m));
         if !sums || operands.iter().any(|v| nest.dims.contains_key(&v.node) || rest().any(|r| r == *v)) {
             return None;
@@ -175,26 +178,26 @@ impl<'a> State<'a> {
         })
     }
 
-    /// The products of a sum that leaves loop `k`: at least two.
+    /// The products that a sum separated from loop `k` can join, at least two.
     fn sum(&self, k: usize, nest: &Nest) -> Option<Found> {
         self.found(k, nest).filter(|found| found.products.len() > 1)
     }
 
-    /// The products that a loop can join whose members are those of loop `k`, or some of them.
+    /// The products that a loop can join. Its members are all or some of those of loop `k`.
     fn found(&self, k: usize, nest: &Nest) -> Option<Found> {
         let graph = self.graph;
         let reads = nest.reads(graph);
         let own: Vec<NodeIndex> = reads.iter().map(|v| v.node).filter(|&p| self.is_own(k, p)).collect();
-        let host = own.iter().copied().max_by_key(|p| self.home[p.index()])?;
-        let at = self.home[host.index()]?;
+        let host = own.iter().copied().max_by_key(|p| self.kernel_of[p.index()])?;
+        let at = self.kernel_of[host.index()]?;
         let dims = self.along(nest, host)?;
         let all: HashSet<LoopDim> = dims.iter().copied().collect();
         if all.len() != dims.len() || dims.len() != nest.space.len() {
             return None;
         }
         let there = |v: &Value| v.node == host || nest.dims.contains_key(&v.node) || self.is_before(*v, at);
-        // What others read is written, the rest of loop `k` included, once for each element, and one of them as
-        // the product would be.
+        // Members that other kernels or the rest of loop `k` read are written. Each must have all dimensions of the
+        // loop, and one of them takes the place of the product.
         let leaves = |n: &NodeIndex| {
             let reads = |m: &NodeIndex| !nest.nodes.contains(m) && graph.operands(*m).contains(&(*n).into());
             let other = self.readers[n.index()].iter().any(|&r| r != k);
@@ -206,37 +209,38 @@ impl<'a> State<'a> {
         }
         let result = result(graph, nest, &written, host, &dims)?;
         let mut products: Vec<NodeIndex> = Vec::new();
-        // Terms of the sum that has the last product as a term, and nothing else reads them.
+        // The other terms of the sum that has the last product as a term.
         let terms = nest.nodes.iter().find(|&&n| {
             matches!(graph.node(n).op, Op::Map { f: MapFn::Add, .. }) && graph.operands(n).contains(&host.into())
         });
         let is_term = |p: NodeIndex| {
             let once = graph.users(p).count() == 1 && self.along(nest, p).as_ref() == Some(&dims);
-            // What overwrites an input waits for all that read it, or would have to write elsewhere.
+            // A kernel that overwrites an input must run after all readers of it, so a product that reads the input
+            // cannot move past it.
             let reads = |input: NodeIndex| graph.operands(p).iter().any(|v| memory(graph, v.node) == input);
             let updates = |k: &Kernel| k.nodes().iter().filter_map(|n| self.updates.get(n)).any(|&input| reads(input));
             let bars = |k: &Kernel| k.as_collective().is_some() || updates(k);
-            let hides = |home: usize| self.kernels[home..at].iter().flatten().any(bars);
-            // A wider result would make the sum's memory larger than the term's.
+            let hides = |maker: usize| self.kernels[maker..at].iter().flatten().any(bars);
+            // The sum is accumulated in the memory of the result, so their types must be the same.
             let same = [host, result].iter().all(|&n| graph.node(n).types[0].dtype == graph.node(p).types[0].dtype);
-            once && same && own.contains(&p) && !self.home[p.index()].is_some_and(hides)
+            once && same && own.contains(&p) && !self.kernel_of[p.index()].is_some_and(hides)
         };
         if is_term(host) {
             let operands = terms.into_iter().flat_map(|&sum| graph.operands(sum)).map(|v| v.node);
             products.extend(operands.filter(|&p| p != host && is_term(p)));
         }
-        products.sort_unstable_by_key(|p| self.home[p.index()]);
+        products.sort_unstable_by_key(|p| self.kernel_of[p.index()]);
         products.push(host);
         Some(Found { products, dims })
     }
 
-    /// Makes a loop, or a part of loop `k`, the epilogue of its products.
+    /// Makes a loop, or a part of loop `k`, the epilogue of the products that it joins.
     fn merge(&mut self, k: usize, mut nest: Nest, found: Found) {
         let graph = self.graph;
         let host = *found.products.last().expect("there is a product");
-        let at = self.home[host.index()].expect("products have kernels");
+        let at = self.kernel_of[host.index()].expect("products have kernels");
         for &node in &nest.nodes {
-            self.home[node.index()] = Some(at);
+            self.kernel_of[node.index()] = Some(at);
             self.readers[node.index()].remove(&at);
             if self.kernels[k].is_some() {
                 self.readers[node.index()].insert(k);
@@ -248,11 +252,11 @@ impl<'a> State<'a> {
             readers.insert(at);
         }
         for &product in &found.products {
-            let home = self.home[product.index()].replace(at).expect("products have kernels");
-            self.kernels[home] = None;
+            let maker = self.kernel_of[product.index()].replace(at).expect("products have kernels");
+            self.kernels[maker] = None;
             for v in graph.operands(product) {
                 let readers = &mut self.readers[source(graph, v.node).index()];
-                readers.remove(&home);
+                readers.remove(&maker);
                 readers.insert(at);
             }
             self.readers[product.index()].clear();
@@ -262,8 +266,8 @@ impl<'a> State<'a> {
     }
 }
 
-/// Of what an epilogue writes, the value that lies where the product would lie: the last one of its dimensions in its
-/// order, of its type or a wider one.
+/// The value of an epilogue that takes the place of the product: the last one that is written with the dimensions of
+/// the product in its order, and with its element type or a wider one.
 pub(super) fn result(
     graph: &Graph,
     nest: &Nest,

@@ -1,12 +1,11 @@
-//! Which operations run as one kernel, and in which order.
+//! Groups operations into kernels, and orders these.
 //!
-//! A loop kernel has an iteration space: a list of indices. An elementwise operation or a reduction
-//! joins the kernel of one of its operands, or one just before that reads one of its operands, when its own indices are
-//! indices of that space. A
-//! reduction over a single index makes that index the kernel's *row*: its result can then be used
-//! by later members, which is how a softmax or a norm becomes one kernel. Other reductions
-//! accumulate into memory, and their readers run later. Attention is found first ([`super::attention`]).
-//! The decision looks at global types only, so all ranks take the same one.
+//! A loop kernel has an iteration space, which is a list of indices. An elementwise operation or a reduction joins the
+//! kernel of one of its operands, or a recent kernel that reads one of its operands, if its own indices are indices of
+//! that space. A reduction over a single index makes that index the *row* of the kernel, so that later members can use
+//! its result; in this way a softmax or a norm becomes one kernel. Other reductions accumulate into memory, and their
+//! readers run later. Attention is found first ([`super::attention`]). The decisions depend on global types only, so
+//! they are the same on all ranks.
 
 use super::attention;
 use super::dependence_order::DependenceOrder;
@@ -17,20 +16,20 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use tpc_ir::{Graph, Op, Value};
 
-/// Index into the list of kernels while grouping.
+/// The index of a kernel during grouping.
 type KernelId = usize;
 
 fn is_reduction(graph: &Graph, node: NodeIndex) -> bool {
     matches!(graph.node(node).op, Op::Reduce { .. })
 }
 
-/// Groups a graph's operations into kernels, in execution order.
-/// `attention` says whether attention is one of them.
+/// Groups the operations of a graph into kernels, in the order of execution. `attention` says whether attention becomes
+/// a kernel.
 pub fn kernels(graph: &Graph, attention: bool) -> Vec<Kernel> {
     let found = if attention { attention::find(graph) } else { attention::Found::default() };
-    let mut part_of: HashMap<NodeIndex, usize> = HashMap::new();
-    for (i, part) in found.parts.iter().enumerate() {
-        part_of.extend(part.nodes.iter().map(|&n| (n, i)));
+    let mut kernel_of: HashMap<NodeIndex, usize> = HashMap::new();
+    for (i, found) in found.matches.iter().enumerate() {
+        kernel_of.extend(found.nodes.iter().map(|&n| (n, i)));
     }
     let (of, turns) = (vec![None; graph.len()], turns(graph));
     let mut state = Grouping {
@@ -44,9 +43,9 @@ pub fn kernels(graph: &Graph, attention: bool) -> Vec<Kernel> {
         recent: 0,
     };
     for node in graph.nodes() {
-        match part_of.get(&node).map(|&i| &found.parts[i]) {
-            // Everything it reads is there before its first result is defined.
-            Some(part) if part.results.first() == Some(&node) => state.attention(part),
+        match kernel_of.get(&node).map(|&i| &found.matches[i]) {
+            // Everything that the kernel reads is defined before its first result.
+            Some(found) if found.results.first() == Some(&node) => state.attention(found),
             Some(_) => {}
             None if found.absorbed.contains(&node) => {}
             None => state.assign(node),
@@ -57,15 +56,15 @@ pub fn kernels(graph: &Graph, attention: bool) -> Vec<Kernel> {
 
 struct Grouping<'a> {
     graph: &'a Graph,
-    /// The kernels so far; `None` for one that has become a part of another.
+    /// The kernels so far; `None` for one that was merged into another.
     kernels: Vec<Option<Kernel>>,
-    /// The kernel to which every node was assigned; for a view, the kernel of its source.
+    /// The kernel of every node; for a view, that of its source.
     of: Vec<Option<KernelId>>,
-    /// Which kernels each kernel reads from, and which kernels were merged.
+    /// The kernels that each kernel depends on, and which kernels were merged.
     needs: DependenceOrder,
     /// When each node runs.
     turns: Vec<Turn>,
-    /// The loops that have a member which reads a value, with the numbers that the loops had at that time.
+    /// For each value, the loops that read it, by the numbers that these had at that time.
     readers: HashMap<Value, Vec<KernelId>>,
     /// The loops without indices.
     scalars: Vec<KernelId>,
@@ -74,23 +73,23 @@ struct Grouping<'a> {
 }
 
 impl Grouping<'_> {
-    fn attention(&mut self, part: &attention::Part) {
-        let id = self.needs.push(self.makers(&part.reads));
+    fn attention(&mut self, found: &attention::Match) {
+        let id = self.needs.push(self.makers(&found.reads));
         self.kernels.push(Some(Kernel::Attention {
-            attention: Box::new(part.attention.clone()),
-            nodes: part.nodes.clone(),
-            reads: part.reads.clone(),
+            attention: Box::new(found.attention.clone()),
+            nodes: found.nodes.clone(),
+            reads: found.reads.clone(),
         }));
-        part.nodes.iter().for_each(|n| self.of[n.index()] = Some(id));
+        found.nodes.iter().for_each(|n| self.of[n.index()] = Some(id));
         self.recent = id + 1;
     }
 
-    /// The kernel that makes a node; for a view, the kernel of its source.
+    /// The kernel that computes a node; for a view, that of its source.
     fn maker(&self, node: NodeIndex) -> Option<KernelId> {
         self.of[node.index()].map(|k| self.needs.current(k))
     }
 
-    /// The kernels that make some values.
+    /// The kernels that compute some values.
     fn makers(&self, values: &[Value]) -> Vec<KernelId> {
         values.iter().filter_map(|v| self.maker(v.node)).collect()
     }
@@ -135,14 +134,14 @@ impl Grouping<'_> {
             nodes: vec![node],
             dims: HashMap::from([(node, letters.result.iter().map(|&l| l as usize).collect())]),
             letters: HashMap::from([(node, (0..count).collect())]),
-            space: (0..count).map(|l| letters.home(operands, node, l)).collect(),
+            space: (0..count).map(|l| letters.dim_of(operands, node, l)).collect(),
             ..Nest::default()
         }
     }
 
-    /// Tries to make `node` a member of the kernel of one of its operands: the one with most dimensions first, so that
-    /// what happens to each row of a loop stays in the loop; of these one that reduces, as others can be merged into it
-    /// and not it into others; then the latest.
+    /// Tries to add `node` to the kernel of one of its operands. Kernels with more dimensions come first, so that
+    /// operations on each row of a loop stay in the loop. Among these, kernels with a reduction come first, because
+    /// others can be merged into them but not the reverse; then later ones.
     fn join(&mut self, node: NodeIndex, operands: &[Value]) -> bool {
         let reduces = |nest: &Nest| nest.nodes.iter().any(|&n| is_reduction(self.graph, n));
         let candidates: BTreeSet<Reverse<(usize, bool, KernelId)>> = operands
@@ -152,9 +151,9 @@ impl Grouping<'_> {
             .filter_map(|k| self.nest(k).map(|nest| Reverse((nest.space.len(), reduces(nest), k))))
             .collect();
         let makers: Vec<KernelId> = candidates.into_iter().map(|Reverse((.., k))| k).collect();
-        // A loop that makes no operand of the node, but reads one of them.
-        let beside = std::iter::once_with(|| self.recent_readers(node, operands)).flatten();
-        let candidates = makers.iter().copied().chain(beside.filter(|k| !makers.contains(k)));
+        // Loops that compute no operand of the node but read one of them.
+        let readers = std::iter::once_with(|| self.recent_readers(node, operands)).flatten();
+        let candidates = makers.iter().copied().chain(readers.filter(|k| !makers.contains(k)));
         for k in candidates {
             let Some((nest, (letters_at, row))) =
                 self.nest(k).and_then(|nest| Some((nest, self.fits(k, node, operands)?)))
@@ -187,8 +186,8 @@ impl Grouping<'_> {
         false
     }
 
-    /// Merges the loop that made another operand of a member into the member's kernel, if it runs over
-    /// indices that the operand has and nothing lies between the two.
+    /// Merges the loop that computes another operand of a member into the kernel of the member, if the loop runs only
+    /// over indices that the operand has and no kernel must run between the two.
     fn absorb(&mut self, k: KernelId, reader: NodeIndex, operand: Value) {
         let Some(j) = self.maker(operand.node).filter(|&j| j != k) else { return };
         let (Some(nest), Some(other)) = (self.nest(k), self.nest(j)) else { return };
@@ -197,7 +196,7 @@ impl Grouping<'_> {
         if !pure || dims.len() != other.space.len() || !self.is_together(other.nodes[0], reader) {
             return;
         }
-        // A member that reads a view of it needs it in memory.
+        // A member that reads a view of the operand needs it in memory.
         let viewed = nest
             .nodes
             .iter()
@@ -210,7 +209,7 @@ impl Grouping<'_> {
         if between || self.needs.reaches(j, k) {
             return;
         }
-        // The operand's dimensions tell which index of one loop is which of the other.
+        // The dimensions of the operand relate the indices of the two loops.
         let edge = self.graph.operands(reader).iter().position(|&v| v == operand).unwrap_or(0);
         let mut to = vec![0; dims.len()];
         for (&d, along) in dims.iter().zip(nest.along(reader, &letters(self.graph, reader).operands[edge])) {
@@ -226,19 +225,20 @@ impl Grouping<'_> {
         self.needs.merge(k, j);
     }
 
-    /// The loop index of each letter of `node` in kernel `k`, and the kernel's row then.
+    /// The loop index of each letter of `node` in kernel `k`, and the row that the kernel then has. `None` if the node
+    /// cannot be a member.
     fn fits(&self, k: KernelId, node: NodeIndex, operands: &[Value]) -> Option<(Vec<LoopDim>, Option<LoopDim>)> {
         let nest = self.nest(k)?;
         let graph = self.graph;
         if !self.is_together(nest.nodes[0], node) {
-            return None; // an early result of another phase would live long
+            return None; // A result that another phase reads would be computed early and live long.
         }
         let letters = letters(graph, node);
         let mut at: Vec<Option<LoopDim>> = vec![None; letters.count];
         let mut row = nest.row;
         for (v, row_letters) in operands.iter().zip(&letters.operands) {
             let Some(dims) = nest.dims.get(&v.node) else {
-                // Made elsewhere, but perhaps a view of something made here: not before the loop ends.
+                // The operand is not a member. If it is a view of one, it is not available before the loop ends.
                 if self.maker(v.node) == Some(k) {
                     return None;
                 }
@@ -259,7 +259,7 @@ impl Grouping<'_> {
                 }
             }
         }
-        // What the loop reads anyway tells along which of its dimensions.
+        // If the loop already reads an operand, that determines the indices of the operand.
         for (v, row_letters) in operands.iter().zip(&letters.operands) {
             if row_letters.iter().all(|&l| at[l as usize].is_some()) {
                 continue;
@@ -276,8 +276,8 @@ impl Grouping<'_> {
             return None;
         }
         if matches!(graph.node(node).op, Op::Reduce { .. }) && at.len() < nest.space.len() {
-            // Accumulating would count every iteration of the loop's other indices; within a row it
-            // does not.
+            // An accumulating reduction would count each element once per iteration of the other indices. A reduction
+            // within a row does not.
             let reduced: Vec<LoopDim> =
                 (0..at.len()).filter(|l| !letters.result.contains(&(*l as u8))).map(|l| at[l]).collect();
             match (reduced.as_slice(), row) {
@@ -289,7 +289,7 @@ impl Grouping<'_> {
         Some((at, row))
     }
 
-    /// The dimensions of a loop along which it first reads a value that is made elsewhere.
+    /// The loop dimensions along which a loop first reads a value that it does not compute.
     fn reads_along(&self, k: KernelId, v: Value) -> Option<Vec<LoopDim>> {
         let nest = self.nest(k)?;
         nest.nodes.iter().find_map(|&reader| {
@@ -298,7 +298,7 @@ impl Grouping<'_> {
         })
     }
 
-    /// Whether two nodes run at the same time.
+    /// Whether two nodes have the same turn, so that one kernel may compute both.
     fn is_together(&self, a: NodeIndex, b: NodeIndex) -> bool {
         self.turns[a.index()] == self.turns[b.index()]
     }
@@ -319,9 +319,9 @@ impl Grouping<'_> {
         recent.collect::<BTreeSet<_>>().into_iter().rev().collect()
     }
 
-    /// Kernels in an order that respects their needs, otherwise that of the program.
+    /// The kernels in an order that respects their dependences, and otherwise follows the program.
     fn ordered(self) -> Vec<Kernel> {
-        // A kernel is due when its last member is: earlier would keep what it makes alive longer.
+        // A kernel has the position of its last member. If it ran earlier, its results would live longer.
         let order = self.needs.ordered(|k| self.kernels[k].as_ref().map(Kernel::last));
         let mut kernels = self.kernels;
         order.into_iter().filter_map(|k| kernels[k].take()).collect()

@@ -1,60 +1,60 @@
-//! What runs as one kernel.
+//! Kernels: operations that run together.
 
 use super::attention::Attention;
 use petgraph::graph::NodeIndex;
 use std::collections::HashMap;
 use tpc_ir::{Graph, Op, Value};
 
-/// The index of an iteration space that a dimension runs along.
+/// An index of an iteration space, along which a dimension may run.
 pub type LoopDim = usize;
 
 /// Operations that run as one kernel.
 #[derive(Clone, Debug)]
 pub enum Kernel {
-    /// An operation that is a kernel by itself: a product, a lookup of rows, a concatenation.
+    /// An operation that is a kernel on its own: a product, a lookup of rows, a concatenation.
     Single(NodeIndex),
     /// Elementwise operations and reductions over one iteration space.
     Loop(Nest),
-    /// Products that are added up, and the elementwise operations that their sum goes through (`lower/epilogue.rs`).
+    /// Products that are added up, and the elementwise operations on their sum (`lower/epilogue.rs`).
     Products {
         /// The products in the order in which they run; often there is only one.
         products: Vec<NodeIndex>,
-        /// What their sum goes through, over the indices of the last product's result.
+        /// The elementwise operations on the sum, over the indices of the result of the last product.
         epilogue: Nest,
     },
     /// Attention, or its backward pass.
     Attention {
-        /// What it does.
+        /// The attention that the kernel computes.
         attention: Box<Attention>,
-        /// What it computes, in program order.
+        /// The nodes that it computes, in program order.
         nodes: Vec<NodeIndex>,
-        /// Every value that it reads, those included that it reads a second time to compute scores again.
+        /// Every value that it reads, including those that it reads only to recompute scores.
         reads: Vec<Value>,
     },
-    /// Collectives that are one, with the values in the order in which they lie side by side.
+    /// A collective of several values, in the order in which they are stored side by side.
     Collective(Vec<NodeIndex>),
 }
 
 /// Elementwise operations and reductions, and the indices of the iteration space that each of them runs along.
 #[derive(Clone, Debug, Default)]
 pub struct Nest {
-    /// Members in program order.
+    /// The members, in program order.
     pub nodes: Vec<NodeIndex>,
-    /// Members of earlier loops that this one computes for itself instead of loading them, in program order
+    /// Members of earlier loops that this one recomputes instead of loading them, in program order
     /// (`lower/recompute.rs`).
     pub recomputed: Vec<NodeIndex>,
-    /// Per member, and per product whose epilogue this is: the loop index of each dimension of its result.
+    /// For each member, and for each product whose epilogue this is, the loop index of each dimension of its result.
     pub dims: HashMap<NodeIndex, Vec<LoopDim>>,
-    /// Per member: the loop index of each of its subscript letters.
+    /// For each member, the loop index of each of its subscript letters.
     pub letters: HashMap<NodeIndex, Vec<LoopDim>>,
-    /// A value and a dimension of it that has each loop index, to find the extent of the index.
+    /// For each loop index, a value and its dimension with this index. They determine the extent of the index.
     pub space: Vec<(Value, usize)>,
-    /// The index that is reduced within a row.
+    /// The index that reductions within a row reduce.
     pub row: Option<LoopDim>,
 }
 
 impl Kernel {
-    /// What it computes, without what it recomputes, in program order.
+    /// The nodes that it computes, without those that it recomputes, in program order.
     pub fn nodes(&self) -> Vec<NodeIndex> {
         match self {
             Kernel::Single(node) => vec![*node],
@@ -64,12 +64,12 @@ impl Kernel {
         }
     }
 
-    /// The first node that it computes, in program order; of a collective, the value that lies first.
+    /// The first node that it computes, in program order; for a collective, its first value.
     pub fn first(&self) -> NodeIndex {
         self.ends().0
     }
 
-    /// The last node that it computes, in program order; of a collective, the value that lies last.
+    /// The last node that it computes, in program order; for a collective, its last value.
     pub fn last(&self) -> NodeIndex {
         self.ends().1
     }
@@ -88,7 +88,7 @@ impl Kernel {
         }
     }
 
-    /// The values that it reads, its own ones included, but not those that it recomputes.
+    /// The values that it reads, including its own ones, but not those that it recomputes.
     pub fn reads(&self, graph: &Graph) -> Vec<Value> {
         match self {
             Kernel::Single(node) => graph.operands(*node),
@@ -99,7 +99,7 @@ impl Kernel {
         }
     }
 
-    /// The members of a loop.
+    /// The nest, if this is a loop.
     pub fn as_loop(&self) -> Option<&Nest> {
         match self {
             Kernel::Loop(nest) => Some(nest),
@@ -107,7 +107,7 @@ impl Kernel {
         }
     }
 
-    /// The members of a loop, to be changed.
+    /// The nest, if this is a loop, to be changed.
     pub fn as_loop_mut(&mut self) -> Option<&mut Nest> {
         match self {
             Kernel::Loop(nest) => Some(nest),
@@ -115,7 +115,7 @@ impl Kernel {
         }
     }
 
-    /// The members of a loop or of an epilogue.
+    /// The nest of a loop or of an epilogue.
     pub fn nest(&self) -> Option<&Nest> {
         match self {
             Kernel::Loop(nest) | Kernel::Products { epilogue: nest, .. } => Some(nest),
@@ -123,7 +123,7 @@ impl Kernel {
         }
     }
 
-    /// The values of a collective.
+    /// The nodes of a collective, if this is one.
     pub fn as_collective(&self) -> Option<&[NodeIndex]> {
         match self {
             Kernel::Collective(nodes) => Some(nodes),
@@ -133,12 +133,12 @@ impl Kernel {
 }
 
 impl Nest {
-    /// What it computes: its nodes and those that it recomputes, in program order.
+    /// Its members and the nodes that it recomputes, in program order.
     pub fn members(&self) -> Vec<NodeIndex> {
         sorted(self.nodes.iter().chain(&self.recomputed))
     }
 
-    /// The values that it reads, its own ones included, but not those that it recomputes.
+    /// The values that it reads, including its own ones, but not those that it recomputes.
     pub fn reads(&self, graph: &Graph) -> Vec<Value> {
         let mut all = operands(graph, &self.nodes);
         all.extend(operands(graph, &self.recomputed));
@@ -152,7 +152,7 @@ impl Nest {
         self.letters[&node].iter().copied().filter(|d| !kept.contains(d)).collect()
     }
 
-    /// The loop indices of a row of subscript letters of a member.
+    /// The loop indices of some subscript letters of a member.
     pub fn along(&self, member: NodeIndex, row: &[u8]) -> Vec<LoopDim> {
         row.iter().map(|&l| self.letters[&member][l as usize]).collect()
     }
@@ -168,17 +168,17 @@ fn sorted<'a>(nodes: impl Iterator<Item = &'a NodeIndex>) -> Vec<NodeIndex> {
     all
 }
 
-/// Subscripts of an operation that a loop can have as a member: those that it has, or elementwise ones.
+/// The subscripts of an operation that can be a member of a loop: its own, or elementwise ones.
 pub struct Letters {
-    /// Per operand.
+    /// The letters of each operand.
     pub operands: Vec<Vec<u8>>,
-    /// Of the result.
+    /// The letters of the result.
     pub result: Vec<u8>,
-    /// How many there are.
+    /// The number of letters.
     pub count: usize,
 }
 
-/// The subscripts of an operation that a loop can have as a member.
+/// The subscripts of an operation that can be a member of a loop.
 pub fn letters(graph: &Graph, node: NodeIndex) -> Letters {
     let rank = graph.node(node).types[0].rank();
     match &graph.node(node).op {
@@ -194,8 +194,8 @@ pub fn letters(graph: &Graph, node: NodeIndex) -> Letters {
 }
 
 impl Letters {
-    /// A tensor and a dimension of it that has the letter.
-    pub(super) fn home(&self, operands: &[Value], node: NodeIndex, letter: usize) -> (Value, usize) {
+    /// A tensor and its dimension that has a letter.
+    pub(super) fn dim_of(&self, operands: &[Value], node: NodeIndex, letter: usize) -> (Value, usize) {
         let position = |ls: &Vec<u8>| ls.iter().position(|&l| l as usize == letter);
         if let Some(d) = position(&self.result) {
             return (node.into(), d);
@@ -210,8 +210,7 @@ pub fn is_loop_op(op: &Op) -> bool {
     matches!(op, Op::Map { .. } | Op::Reduce { .. } | Op::ToPartial { .. } | Op::Random { .. })
 }
 
-/// Whether an operation needs no kernel: it is an input, a view of its operand, or made where it is
-/// read.
+/// Whether an operation needs no kernel: it is an input, a view of its operand, or computed where it is read.
 pub fn is_free(op: &Op) -> bool {
     matches!(
         op,

@@ -1,13 +1,13 @@
-//! What all ranks execute, in which order.
+//! The schedule that all ranks share.
 
 use super::kernel::Kernel;
 use petgraph::graph::NodeIndex;
 use std::sync::Arc;
 use tpc_ir::Graph;
 
-/// One entry of the common order; kernels are named by their index.
+/// One entry of the schedule, with the index of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Launch {
+pub enum Event {
     /// Runs a kernel.
     Run(usize),
     /// Starts a collective.
@@ -16,26 +16,26 @@ pub enum Launch {
     Wait(usize),
 }
 
-/// What all ranks execute, in this order; sizes and places are each rank's own.
+/// The kernels that all ranks execute, and their order. Sizes and offsets differ between ranks.
 #[derive(Clone, Debug)]
 pub struct Schedule {
-    /// Kernels and collectives; a collective of several values has several nodes.
+    /// The kernels, including collectives.
     pub kernels: Vec<Kernel>,
     /// The order.
-    pub order: Vec<Launch>,
+    pub order: Vec<Event>,
 }
 
 impl Schedule {
-    /// The collectives in the order in which they start: the values that each carries.
+    /// The nodes of each collective, in the order in which collectives start.
     pub fn collectives(&self) -> impl Iterator<Item = &[NodeIndex]> {
-        self.order.iter().filter_map(|launch| match launch {
-            Launch::Start(k) => self.kernels[*k].as_collective(),
+        self.order.iter().filter_map(|event| match event {
+            Event::Start(k) => self.kernels[*k].as_collective(),
             _ => None,
         })
     }
 }
 
-/// Why a collective exists: the first reason of its values, and how many more there are.
+/// Why a collective exists: the first reason of its values, and the number of other values.
 pub fn why(graph: &Graph, collective: &[NodeIndex]) -> Arc<str> {
     let values = collective.len();
     let reasons = || collective.iter().map(|&n| &graph.node(n).origin.reason);

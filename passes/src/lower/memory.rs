@@ -1,20 +1,22 @@
-//! Places buffers in one arena so that buffers whose lives overlap do not.
+//! Plans the arena of a rank: buffers whose lifetimes overlap get disjoint bytes.
 //!
-//! Persistent buffers come first. Temporaries are placed by decreasing size at the lowest offset
-//! free during their whole life (the greedy-by-size planner of Pisarchyk and Lee, "Efficient memory
-//! management for deep neural net inference"). Outputs live to the end of the step.
+//! Persistent buffers come first. Temporary buffers are placed in order of decreasing size, each at the lowest offset
+//! that is free during its whole lifetime (the greedy-by-size planner of Pisarchyk and Lee, "Efficient memory
+//! management for deep neural net inference"). Outputs live until the end of the step.
 //!
-//! A program that is executed in turn with others over one arena finds what they share (parameters, state, constants) where the others
-//! have it. Inputs that only this program has lie after the arenas of all others, so that no other program touches them between two runs.
-//! Its temporaries lie where no program keeps a value, mostly over the temporaries of the others.
+//! Several programs may be executed in turn over one arena. Inputs that they share (parameters, state, constants) have
+//! the same offsets in all of them. Inputs that only the new program has come after the arenas of all others, so that
+//! no other program overwrites them between two runs. Its temporary buffers are where no program keeps a value, mostly
+//! in the bytes of the temporary buffers of the others.
 
 use std::ops::Range;
 use tpc_ir::program::{ALIGNMENT, Action, BufferId, Instruction, RankProgram, View};
 
-/// First and last step that touches a buffer.
+/// The first and the last step that uses a buffer.
 type Life = (usize, usize);
 
-/// Gives every buffer its offset and the program its arena size, beside programs of the same rank that are executed over the same arena.
+/// Assigns an offset to every buffer and the size of the arena. `others` are programs of the same rank that are
+/// executed over the same arena.
 pub fn plan(program: &mut RankProgram, others: &[&RankProgram]) {
     let lives = lives(program);
     let round = |n: usize| n.next_multiple_of(ALIGNMENT);
@@ -34,11 +36,11 @@ pub fn plan(program: &mut RankProgram, others: &[&RankProgram]) {
     let mut order: Vec<usize> = (0..program.buffers.len()).filter(|&i| !program.buffers[i].persistent).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(program.buffers[i].bytes), i));
     let always = (0, usize::MAX);
-    let mut placed: Vec<(usize, usize, Life)> = kept.iter().map(|p| (p.start, p.end, always)).collect(); // start, end, life
+    let mut placed: Vec<(usize, usize, Life)> = kept.iter().map(|p| (p.start, p.end, always)).collect(); // (start, end, life)
     let mut arena = end;
     for i in order {
         let Some(life) = lives[i] else {
-            program.buffers[i].bytes = 0; // never touched
+            program.buffers[i].bytes = 0; // It is never used.
             continue;
         };
         let size = round(program.buffers[i].bytes);
@@ -58,28 +60,28 @@ pub fn plan(program: &mut RankProgram, others: &[&RankProgram]) {
     program.arena_bytes = arena;
 }
 
-/// Where other programs already have the inputs of this one, by buffer.
+/// For each buffer, the offset at which another program already has this input.
 fn shared(program: &RankProgram, others: &[&RankProgram]) -> Vec<Option<usize>> {
-    let mut places = vec![None; program.buffers.len()];
+    let mut offsets = vec![None; program.buffers.len()];
     for input in &program.inputs {
-        let found = others.iter().find_map(|other| Some(other.place(other.same_input(input)?).start));
-        places[input.binding.view.buffer.0 as usize] = found;
+        let found = others.iter().find_map(|other| Some(other.bytes_of(other.same_input(input)?).start));
+        offsets[input.binding.view.buffer.0 as usize] = found;
     }
-    places
+    offsets
 }
 
-/// What is in use all the time, in order: the inputs of all programs. Places that follow each other are one.
+/// The bytes that are always in use, in order: the inputs of all programs. Adjacent offsets are merged.
 fn kept(program: &RankProgram, others: &[&RankProgram]) -> Vec<Range<usize>> {
     let programs = others.iter().copied().chain(std::iter::once(program));
-    let places = programs.flat_map(|p| p.inputs.iter().map(|input| p.place(input)));
-    let mut places: Vec<Range<usize>> = places.filter(|place| !place.is_empty()).collect();
-    places.sort_by_key(|place| (place.start, place.end));
+    let ranges = programs.flat_map(|p| p.inputs.iter().map(|input| p.bytes_of(input)));
+    let mut ranges: Vec<Range<usize>> = ranges.filter(|range| !range.is_empty()).collect();
+    ranges.sort_by_key(|range| (range.start, range.end));
     let mut kept: Vec<Range<usize>> = Vec::new();
-    for place in places {
-        let end = place.end.next_multiple_of(ALIGNMENT);
-        match kept.last_mut().filter(|last| place.start <= last.end) {
+    for range in ranges {
+        let end = range.end.next_multiple_of(ALIGNMENT);
+        match kept.last_mut().filter(|last| range.start <= last.end) {
             Some(last) => last.end = last.end.max(end),
-            None => kept.push(place.start..end),
+            None => kept.push(range.start..end),
         }
     }
     kept
@@ -95,17 +97,17 @@ fn lives(program: &RankProgram) -> Vec<Option<Life>> {
         let life = lives[b.0 as usize].get_or_insert((at, at));
         life.1 = at;
     };
-    let mut flying: Vec<(u32, [BufferId; 2])> = Vec::new();
+    let mut in_flight: Vec<(u32, [BufferId; 2])> = Vec::new();
     for (at, step) in program.steps.iter().enumerate() {
         each_view(&step.action, &mut |v, _| touch(v.buffer, at));
         match &step.action {
-            Action::Start(c) => flying.push((c.tag, [c.from.buffer, c.to.buffer])),
-            // Buffers of a collective are in use until its wait.
+            Action::Start(c) => in_flight.push((c.tag, [c.from.buffer, c.to.buffer])),
+            // The buffers of a collective are in use until its wait.
             Action::Wait { tag } => {
-                for (_, buffers) in flying.iter().filter(|f| f.0 == *tag) {
+                for (_, buffers) in in_flight.iter().filter(|f| f.0 == *tag) {
                     buffers.iter().for_each(|&b| touch(b, at));
                 }
-                flying.retain(|f| f.0 != *tag);
+                in_flight.retain(|f| f.0 != *tag);
             }
             _ => {}
         }
@@ -116,7 +118,7 @@ fn lives(program: &RankProgram) -> Vec<Option<Life>> {
     lives
 }
 
-/// Calls `visit` with every view that an action touches, and whether it writes it.
+/// Calls `visit` with every view that an action reads or writes, and whether it writes it.
 pub(super) fn each_view<'a>(action: &'a Action, visit: &mut impl FnMut(&'a View, bool)) {
     match action {
         Action::Loop(l) => each_view_of(&l.body, visit),

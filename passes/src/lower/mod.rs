@@ -1,17 +1,17 @@
-//! From a placed graph to what each rank executes.
+//! Lowers a placed graph to the program of each rank.
 //!
-//! 1. [`mod@attention`] is found, then [`group`]: loops that share an iteration space become one kernel (softmax, norms, losses and
-//!    optimizer updates are found here), and kernels are ordered;
-//! 2. `recompute`: loops recompute what is not worth keeping in memory;
+//! 1. [`mod@attention`] is found, then [`group`] merges loops that share an iteration space into kernels (softmax,
+//!    norms, losses and optimizer updates) and orders them;
+//! 2. `recompute`: loops recompute values that are not worth keeping in memory;
 //! 3. `epilogue`: elementwise work after a product becomes a part of it;
-//! 4. `bucket`: collectives that are alike become one;
+//! 4. `bucket`: collectives of the same kind become one;
 //! 5. [`mod@schedule`]: collectives start early and are waited for late;
-//! 6. `emit`: for one rank, local shapes, strides and offsets;
-//! 7. `memory`: buffers get places in one arena by their lives.
+//! 6. `emit`: each rank gets local shapes, strides and offsets;
+//! 7. `memory`: buffers get offsets in one arena, according to their lifetimes.
 //!
-//! Steps 1 to 5 look at global types only and are done once for all ranks. Two checks run on every program:
-//! [`contents`] proves of one rank that its memory holds what the placed program says, step by step, and [`check_ranks`]
-//! of all ranks that their collectives fit together.
+//! Steps 1 to 5 depend on global types only and are done once for all ranks. Two checks run on every program:
+//! [`contents`] proves for each rank, step by step, that its memory holds the values of the placed program, and
+//! [`check_ranks`] proves that the collectives of all ranks fit together.
 //!
 //! Before: `%4 = mul %2, %3 : f32[16, 256@tp]`, `%5 = reduce_sum "ab->a" %4`.
 //! After: `loop [16, 128]`: `r0 = load …`, `r1 = load …`, `r2 = mul r0, r1`,
@@ -42,26 +42,27 @@ use launches::Schedule;
 use tpc_ir::Graph;
 use tpc_ir::program::RankProgram;
 
-/// What bucketing and scheduling may cost and move.
+/// Options of lowering.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LowerOptions {
-    /// Bytes at which a bucket is full and starts (25 MiB, as PyTorch's `DistributedDataParallel`); 0
-    /// puts nothing together.
+    /// The number of bytes at which a bucket is full (25 MiB, as in PyTorch's `DistributedDataParallel`). With 0, no
+    /// collectives are merged.
     pub bucket_bytes: usize,
-    /// Whether collectives travel while other work runs.
+    /// Whether collectives overlap with other work.
     pub overlap: bool,
-    /// How many of the next kernels are looked at for work to do meanwhile; 0 keeps their order.
+    /// The number of following kernels that are considered as work that hides a collective. With 0, kernels keep their
+    /// order.
     pub window: usize,
-    /// Whether attention is one kernel; otherwise its scores are in memory.
+    /// Whether attention becomes one kernel. Otherwise its scores are in memory.
     pub attention: bool,
-    /// Whether loops recompute what is cheaper to compute than to keep.
+    /// Whether loops recompute values that are cheaper to compute than to keep.
     pub recompute: bool,
-    /// Whether elementwise work after a product is a part of it.
+    /// Whether elementwise work after a product becomes a part of it.
     pub epilogues: bool,
-    /// Collectives that may be on their way at once, over all groups; the runtime's threads take 64
+    /// The greatest number of collectives in flight at once, over all groups. The threads of the runtime allow 64
     /// (`DEPTH` in `comm/world.rs`).
     pub in_flight: usize,
-    /// By which fraction overlap may make a rank's arena larger.
+    /// The fraction by which overlap may enlarge the arena of a rank.
     pub memory_growth: f64,
 }
 
@@ -81,16 +82,17 @@ impl Default for LowerOptions {
 }
 
 impl LowerOptions {
-    /// Every collective alone, waited for at once.
+    /// Options under which every collective is separate and waited for immediately.
     pub fn plain() -> Self {
         LowerOptions { bucket_bytes: 0, overlap: false, ..LowerOptions::default() }
     }
 }
 
-/// A lowered program that does not compute its placed program: a bug of the compiler, found before anything runs.
+/// A lowered program does not compute its placed program. This is a bug of the compiler, which is found before anything
+/// runs.
 #[derive(Debug, thiserror::Error)]
 pub enum LowerError {
-    /// A rank does something else than the placed program says.
+    /// A rank does not compute the placed program.
     #[error(transparent)]
     Contents(#[from] ContentsError),
     /// The programs of the ranks do not fit together.
@@ -98,7 +100,7 @@ pub enum LowerError {
     Ranks(#[from] RankError),
 }
 
-/// The programs of all ranks of a placed graph, for a target: what its operations cost says how much work hides a collective.
+/// The programs of all ranks of a placed graph. The target determines how much work hides a collective.
 ///
 /// # Errors
 /// A bug of the compiler.
@@ -109,17 +111,18 @@ pub fn lower(graph: &Graph, target: &Target) -> Result<Vec<RankProgram>, LowerEr
 /// [`lower`] with options.
 ///
 /// # Errors
-/// As [`lower`].
+/// The same as those of [`lower`].
 pub fn lower_with(graph: &Graph, target: &Target, options: &LowerOptions) -> Result<Vec<RankProgram>, LowerError> {
-    lower_beside(graph, target, options, &[])
+    lower_sharing_inputs(graph, target, options, &[])
 }
 
-/// [`lower_with`] for a program that a session executes in turn with others, given by their ranks' programs: what they share, parameters
-/// and state above all, lies at the same places, and none touches what another keeps.
+/// Like [`lower_with`], for a program that a session executes in turn with others, whose programs of all ranks are
+/// given. Inputs that the programs share, mainly parameters and state, have the same offsets, and no program overwrites
+/// what another keeps.
 ///
 /// # Errors
-/// As [`lower`].
-pub fn lower_beside(
+/// The same as those of [`lower`].
+pub fn lower_sharing_inputs(
     graph: &Graph,
     target: &Target,
     options: &LowerOptions,
@@ -127,23 +130,23 @@ pub fn lower_beside(
 ) -> Result<Vec<RankProgram>, LowerError> {
     let schedule = schedule(graph, target, options);
     let others = |rank: usize| others.iter().filter_map(|ranks| ranks.get(rank)).collect::<Vec<_>>();
-    let lower = |rank| lower_rank_beside(graph, &schedule, rank, &others(rank));
+    let lower = |rank| lower_rank_sharing_inputs(graph, &schedule, rank, &others(rank));
     let ranks = (0..graph.mesh.ranks()).map(lower).collect::<Result<Vec<_>, _>>()?;
     check_ranks::check_ranks(&ranks)?;
     Ok(ranks)
 }
 
-/// The programs of all ranks, given what they have in common.
+/// The programs of all ranks, given the schedule that they have in common.
 ///
 /// # Errors
-/// As [`lower`].
+/// The same as those of [`lower`].
 pub fn lower_ranks(graph: &Graph, schedule: &Schedule) -> Result<Vec<RankProgram>, LowerError> {
     let ranks = (0..graph.mesh.ranks()).map(|rank| lower_rank(graph, schedule, rank)).collect::<Result<Vec<_>, _>>()?;
     check_ranks::check_ranks(&ranks)?;
     Ok(ranks)
 }
 
-/// What all ranks execute, in which order.
+/// The schedule that all ranks have in common.
 pub fn schedule(graph: &Graph, target: &Target, options: &LowerOptions) -> Schedule {
     let mut kernels = group::kernels(graph, options.attention);
     if options.recompute {
@@ -156,31 +159,36 @@ pub fn schedule(graph: &Graph, target: &Target, options: &LowerOptions) -> Sched
     schedule::schedule(graph, kernels, target, options)
 }
 
-/// The program of one rank; the schedule is the same for all ranks.
+/// The program of one rank, given the common schedule.
 ///
 /// # Errors
-/// As [`lower`], but for how the ranks fit together.
+/// The same as those of [`lower`], except faults between ranks, which are not checked.
 pub fn lower_rank(graph: &Graph, schedule: &Schedule, rank: usize) -> Result<RankProgram, LowerError> {
-    lower_rank_beside(graph, schedule, rank, &[])
+    lower_rank_sharing_inputs(graph, schedule, rank, &[])
 }
 
-fn lower_rank_beside(
+fn lower_rank_sharing_inputs(
     graph: &Graph,
     schedule: &Schedule,
     rank: usize,
     others: &[&RankProgram],
 ) -> Result<RankProgram, LowerError> {
-    let (program, claims) = claimed_beside(graph, schedule, rank, others);
+    let (program, claims) = claimed_sharing_inputs(graph, schedule, rank, others);
     contents::check(graph, &program, &claims)?;
     Ok(program)
 }
 
-/// The unchecked program of one rank, and what [`contents::check`] is to prove of it.
+/// The unchecked program of one rank, and the claims that [`contents::check`] proves.
 pub fn claimed(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProgram, Claims) {
-    claimed_beside(graph, schedule, rank, &[])
+    claimed_sharing_inputs(graph, schedule, rank, &[])
 }
 
-fn claimed_beside(graph: &Graph, schedule: &Schedule, rank: usize, others: &[&RankProgram]) -> (RankProgram, Claims) {
+fn claimed_sharing_inputs(
+    graph: &Graph,
+    schedule: &Schedule,
+    rank: usize,
+    others: &[&RankProgram],
+) -> (RankProgram, Claims) {
     let (mut program, claims) = emit::emit(graph, schedule, rank);
     memory::plan(&mut program, others);
     (program, claims)

@@ -1,11 +1,11 @@
-//! What is cheap to compute again is not kept in memory.
+//! Lets loops recompute values that are cheap to compute, instead of keeping them in memory.
 //!
-//! A loop that reads what another loop computed, element by element, from values that are in memory anyway can
-//! compute it again: the first loop then writes less, the reader reads no more than before, and what would have lived
-//! from the forward pass to the backward pass is gone. This is what the partitioner of PyTorch's compiler does
-//! with a minimal cut (He and Yu, "Transcending runtime-memory tradeoffs in checkpointing by being fusion
-//! aware"); here each value is decided on its own, in program order, on exact bytes: it is computed again if fewer
-//! bytes move and no more are held, or fewer are held and no more move.
+//! If a loop computes a value element by element from values that are in memory anyway, loops that read the value can
+//! recompute it. The first loop then writes less, the readers read no more than before, and the value need not live
+//! from the forward pass to the backward pass. The partitioner of PyTorch's compiler does this with a minimal cut (He
+//! and Yu, "Transcending runtime-memory tradeoffs in checkpointing by being fusion aware"). Here each value is decided
+//! separately, in program order, on exact bytes: it is recomputed if fewer bytes are moved and no more are held, or if
+//! fewer are held and no more are moved.
 //!
 //! ```text
 //! before                                        after
@@ -15,9 +15,9 @@
 //! backward: r0 = load r2, r1 = load r3, …       backward: r0 = load r2, r1 = tanh r0, …
 //! ```
 //!
-//! The program stays as it is: a node that is computed again is a member of several loops ([`Nest::recomputed`]).
-//! Products, collectives, reductions, and random numbers are never repeated. The decision looks at the first
-//! rank's shapes, so all ranks take the same one.
+//! The graph does not change: a node that is recomputed is a member of several loops ([`Nest::recomputed`]). Products,
+//! collectives, reductions and random numbers are never recomputed. The decisions depend on the shapes of the first
+//! rank, so they are the same for all ranks.
 
 use super::depend::{is_input, memory, source};
 use super::kernel::{Kernel, LoopDim, Nest, is_free, letters};
@@ -25,22 +25,22 @@ use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::{Graph, MapFn, Op, Phase, Type, Value};
 
-/// Functions that one value may need in one reader.
+/// The greatest number of functions that a reader may recompute for one value.
 const MOST: usize = 16;
-/// Bytes that could be moved while a processor computes one `exp` or its kin.
+/// The number of bytes that could be moved in the time of one `exp` or a similar function.
 const MATH: usize = 4;
 
-/// What a loop does to have a value without loading it.
-struct Plan {
-    /// Nodes to compute, with the loop dimensions that they run along.
+/// How a loop recomputes a value.
+struct Recomputation {
+    /// The nodes to compute, with the loop dimensions that they run along.
     nodes: Vec<(NodeIndex, Vec<LoopDim>)>,
-    /// Values to load that the loop does not load yet.
+    /// The values to load that the loop does not load yet.
     loads: Vec<Value>,
-    /// Bytes of these, and what the functions cost for every element of the loop.
+    /// The bytes of these values, plus the cost of the functions for all elements of the loop, in bytes.
     bytes: usize,
 }
 
-/// Makes loops compute values again where that saves memory traffic and costs no memory.
+/// Lets loops recompute values where that saves memory traffic and costs no memory, or the reverse.
 pub(super) fn recompute(graph: &Graph, mut kernels: Vec<Kernel>) -> Vec<Kernel> {
     let mut state = State::new(graph, &kernels);
     for node in graph.nodes() {
@@ -50,7 +50,7 @@ pub(super) fn recompute(graph: &Graph, mut kernels: Vec<Kernel>) -> Vec<Kernel> 
     kernels
 }
 
-/// Drops members of loops that nobody wants any more, and loops that have no others.
+/// Removes members of loops that are no longer read, and loops without members.
 fn forget(graph: &Graph, kernels: &mut Vec<Kernel>) {
     let mut wanted: HashSet<NodeIndex> = graph.outputs.iter().map(|o| source(graph, o.value.node)).collect();
     for kernel in kernels.iter_mut().rev() {
@@ -75,7 +75,7 @@ fn forget(graph: &Graph, kernels: &mut Vec<Kernel>) {
     kernels.retain(|kernel| kernel.as_loop().is_none_or(|nest| !nest.nodes.is_empty()));
 }
 
-/// Drops a loop's indices that no member has.
+/// Removes the indices of a loop that no member has.
 fn shrink(nest: &mut Nest) {
     let used: HashSet<LoopDim> = nest.letters.values().flatten().copied().collect();
     let kept: Vec<LoopDim> = (0..nest.space.len()).filter(|d| used.contains(d)).collect();
@@ -89,25 +89,25 @@ fn shrink(nest: &mut Nest) {
 
 struct State<'a> {
     graph: &'a Graph,
-    /// The kernel that makes each node.
-    home: Vec<Option<usize>>,
-    /// Whether a node is in memory whatever loops do: others than loops read it, or views of it.
+    /// The kernel that computes each node.
+    kernel_of: Vec<Option<usize>>,
+    /// Whether a node must be in memory, because kernels other than loops read it or a view of it is read.
     kept: Vec<bool>,
-    /// Other loops that load each node.
+    /// The other loops that load each node.
     readers: Vec<Vec<usize>>,
-    /// What each loop loads.
+    /// The values that each loop loads.
     loads: Vec<HashSet<Value>>,
     /// The last kernel that reads each node's memory.
     last: Vec<usize>,
-    /// Inputs that are updated, and the first kernel that does it.
+    /// The inputs that are updated, with the first kernel that updates each.
     updated: HashMap<NodeIndex, usize>,
 }
 
 impl<'a> State<'a> {
     fn new(graph: &'a Graph, kernels: &[Kernel]) -> Self {
-        let mut home = vec![None; graph.len()];
+        let mut kernel_of = vec![None; graph.len()];
         for (k, kernel) in kernels.iter().enumerate() {
-            kernel.nodes().iter().for_each(|n| home[n.index()] = Some(k));
+            kernel.nodes().iter().for_each(|n| kernel_of[n.index()] = Some(k));
         }
         let mut state = State {
             graph,
@@ -116,15 +116,15 @@ impl<'a> State<'a> {
             loads: vec![HashSet::new(); kernels.len()],
             last: vec![0; graph.len()],
             updated: HashMap::new(),
-            home,
+            kernel_of,
         };
         for (input, node) in super::depend::updates(graph) {
-            let update = state.home[source(graph, node).index()].unwrap_or(0);
+            let update = state.kernel_of[source(graph, node).index()].unwrap_or(0);
             state.updated.entry(input).and_modify(|k| *k = update.min(*k)).or_insert(update);
         }
         for (k, kernel) in kernels.iter().enumerate() {
             for v in kernel.reads(graph) {
-                if state.home[v.node.index()] == Some(k) {
+                if state.kernel_of[v.node.index()] == Some(k) {
                     continue;
                 }
                 let from = source(graph, v.node).index();
@@ -145,23 +145,24 @@ impl<'a> State<'a> {
         state
     }
 
-    /// A value's sizes on the first rank.
+    /// The shape of a value on the first rank.
     fn shape(&self, ty: &Type) -> Vec<usize> {
         ty.local_shape(&self.graph.mesh, &self.graph.mesh.coords(0))
     }
 
-    /// Bytes of a value on the first rank.
+    /// The bytes of a value on the first rank.
     fn bytes(&self, ty: &Type) -> usize {
         self.shape(ty).iter().product::<usize>() * ty.dtype.bytes()
     }
 
-    /// How often a loop computes each of its members on the first rank.
+    /// The number of iterations of a loop on the first rank.
     fn elements(&self, nest: &Nest) -> usize {
         nest.space.iter().map(|&(v, d)| self.shape(self.graph.ty(v))[d]).product()
     }
 
-    /// Bytes that stay in use while a value is kept: of a view all that it is a view of, of an input none. None if they
-    /// are not known: gathers of parameters become one (`bucket.rs`), and one of them would keep a whole block.
+    /// The bytes that stay in use while a value is kept: for a view, those of the viewed value; for an input, 0. `None`
+    /// for a gathered parameter, because gathers are merged later (`bucket.rs`) and keeping one of them would keep a
+    /// whole block.
     fn held(&self, v: Value) -> Option<usize> {
         let node = memory(self.graph, v.node);
         match &self.graph.node(node).op {
@@ -171,12 +172,12 @@ impl<'a> State<'a> {
         }
     }
 
-    /// Whether a value is in memory, as things stand, for later kernels to load. Products that a single loop reads
-    /// are not: they may never leave that loop's or their own registers.
+    /// Whether, according to the decisions so far, a value is in memory for later kernels to load. A product that a
+    /// single loop reads does not count, because it may become a kernel with an epilogue and never be written.
     fn is_stored(&self, kernels: &[Kernel], v: Value) -> bool {
         let node = source(self.graph, v.node);
         let at = node.index();
-        match self.home[at] {
+        match self.kernel_of[at] {
             Some(_) if self.kept[at] => true,
             Some(k) if kernels[k].as_loop().is_some() => !self.readers[at].is_empty(),
             Some(k) if matches!(self.graph.node(node).op, Op::Einsum { .. }) => {
@@ -186,21 +187,21 @@ impl<'a> State<'a> {
         }
     }
 
-    /// Decides whether a node's readers compute it again.
+    /// Decides whether the readers of a node recompute it.
     fn decide(&mut self, kernels: &mut [Kernel], node: NodeIndex) {
         let (graph, at) = (self.graph, node.index());
-        let Some(home) = self.home[at].filter(|&k| kernels[k].as_loop().is_some()) else { return };
+        let Some(maker) = self.kernel_of[at].filter(|&k| kernels[k].as_loop().is_some()) else { return };
         if self.kept[at] || self.readers[at].is_empty() || !matches!(graph.node(node).op, Op::Map { .. }) {
             return;
         }
         let size = self.bytes(&graph.node(node).types[0]);
         let (mut moved, mut held) = (0, 0);
-        let mut plans = Vec::new();
+        let mut recomputations = Vec::new();
         let mut new: HashSet<Value> = HashSet::new();
         for &k in &self.readers[at] {
-            let Some(plan) = self.plan(kernels, home, k, node) else { return };
-            moved += plan.bytes;
-            for &v in &plan.loads {
+            let Some(recomputation) = self.recomputation(kernels, maker, k, node) else { return };
+            moved += recomputation.bytes;
+            for &v in &recomputation.loads {
                 if !self.is_stored(kernels, v) && new.insert(v) {
                     moved += self.bytes(graph.ty(v));
                     held += self.bytes(graph.ty(v));
@@ -209,15 +210,15 @@ impl<'a> State<'a> {
                     held += bytes;
                 }
             }
-            plans.push((k, plan));
+            recomputations.push((k, recomputation));
         }
-        let kept = size * (1 + plans.len());
+        let kept = size * (1 + recomputations.len());
         if !(moved < kept && held <= size || moved == kept && held < size) {
             return;
         }
-        for (k, plan) in plans {
+        for (k, recomputation) in recomputations {
             let Some(nest) = kernels[k].as_loop_mut() else { continue };
-            for (n, dims) in plan.nodes {
+            for (n, dims) in recomputation.nodes {
                 let letters = letters(graph, n);
                 let mut along = vec![0; letters.count];
                 letters.result.iter().zip(&dims).for_each(|(&l, &d)| along[l as usize] = d);
@@ -226,7 +227,7 @@ impl<'a> State<'a> {
                 nest.recomputed.push(n);
             }
             nest.recomputed.sort_unstable();
-            for v in plan.loads {
+            for v in recomputation.loads {
                 let from = source(graph, v.node).index();
                 self.last[from] = self.last[from].max(k);
                 self.loads[k].insert(v);
@@ -241,8 +242,8 @@ impl<'a> State<'a> {
         self.readers[at].clear();
     }
 
-    /// How loop `k` computes a node of loop `home`; none if it cannot.
-    fn plan(&self, kernels: &[Kernel], home: usize, k: usize, node: NodeIndex) -> Option<Plan> {
+    /// How loop `k` recomputes a node of loop `maker`; `None` if it cannot.
+    fn recomputation(&self, kernels: &[Kernel], maker: usize, k: usize, node: NodeIndex) -> Option<Recomputation> {
         let nest = kernels[k].as_loop()?;
         let mut reads = nest.nodes.iter().chain(&nest.recomputed).flat_map(|&reader| {
             let rows = letters(self.graph, reader).operands;
@@ -254,10 +255,10 @@ impl<'a> State<'a> {
         if !reads.all(|read| dims(read) == first) {
             return None;
         }
-        let mut plan = Plan { nodes: Vec::new(), loads: Vec::new(), bytes: 0 };
+        let mut recomputation = Recomputation { nodes: Vec::new(), loads: Vec::new(), bytes: 0 };
         let mut stack = vec![(node, first)];
         while let Some((n, dims)) = stack.pop() {
-            if let Some((_, known)) = plan.nodes.iter().find(|(known, _)| *known == n) {
+            if let Some((_, known)) = recomputation.nodes.iter().find(|(known, _)| *known == n) {
                 if *known != dims {
                     return None;
                 }
@@ -265,14 +266,14 @@ impl<'a> State<'a> {
             }
             let Op::Map { f, subs } = &self.graph.node(n).op else { return None };
             if is_math(*f) {
-                plan.bytes += self.elements(nest) * MATH;
+                recomputation.bytes += self.elements(nest) * MATH;
             }
             for (v, row) in self.graph.operands(n).into_iter().zip(&subs.operands) {
                 let at = |l: &u8| subs.result.iter().position(|r| r == l).map(|d| dims[d]);
                 let of = row.iter().map(at).collect::<Option<Vec<LoopDim>>>()?;
                 let op = self.graph.op(v);
-                let here = self.home[v.node.index()] == Some(home);
-                if matches!(op, Op::Fill(_) | Op::Iota) || plan.loads.contains(&v) {
+                let here = self.kernel_of[v.node.index()] == Some(maker);
+                if matches!(op, Op::Fill(_) | Op::Iota) || recomputation.loads.contains(&v) {
                     continue;
                 }
                 if nest.recomputed.contains(&v.node) {
@@ -281,23 +282,23 @@ impl<'a> State<'a> {
                     }
                 } else if here && matches!(op, Op::Map { .. }) && !self.is_stored(kernels, v) {
                     stack.push((v.node, of));
-                } else if self.home[v.node.index()] == Some(k) || !self.may_wait(kernels, k, v) {
+                } else if self.kernel_of[v.node.index()] == Some(k) || !self.may_wait(kernels, k, v) {
                     return None;
                 } else if !self.loads[k].contains(&v) {
-                    plan.bytes += self.bytes(self.graph.ty(v));
-                    plan.loads.push(v);
+                    recomputation.bytes += self.bytes(self.graph.ty(v));
+                    recomputation.loads.push(v);
                 }
             }
-            plan.nodes.push((n, dims));
-            if plan.nodes.len() > MOST {
+            recomputation.nodes.push((n, dims));
+            if recomputation.nodes.len() > MOST {
                 return None;
             }
         }
-        Some(plan)
+        Some(recomputation)
     }
 
-    /// Whether a value is still what it was when loop `k` runs, and its memory not wanted for something else: inputs are
-    /// updated in place.
+    /// Whether a value is still unchanged when loop `k` runs. Inputs are updated in place, and a reader must not delay
+    /// the update.
     fn may_wait(&self, kernels: &[Kernel], k: usize, v: Value) -> bool {
         let early = |n: &NodeIndex| self.graph.node(*n).origin.phase != Phase::Optimizer;
         let update = self.updated.get(&memory(self.graph, v.node));
@@ -305,7 +306,7 @@ impl<'a> State<'a> {
     }
 }
 
-/// Functions that take many instructions.
+/// Whether a function takes many instructions.
 fn is_math(f: MapFn) -> bool {
     use MapFn::{Cos, Erf, Exp, Log, Pow, Rem, Sigmoid, Sin, Tanh};
     matches!(f, Pow | Rem | Exp | Log | Tanh | Erf | Sin | Cos | Sigmoid)

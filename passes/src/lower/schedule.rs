@@ -1,37 +1,37 @@
-//! In which order every rank runs its kernels, starts its collectives and waits for them.
+//! Schedules kernels, and the starts and waits of collectives, in an order that all ranks follow.
 //!
-//! A collective starts as soon as its operands are there, and is waited for right before its first
-//! reader. What lies between runs while it travels; where that is too little, kernels that do not
-//! depend on it are taken from a window of the next ones.
+//! A collective starts as soon as its operands are computed, and is waited for right before its first reader. The
+//! kernels between the two hide it. If there are too few, kernels that do not depend on it are taken from a window of
+//! the next ones.
 //!
 //! ```text
 //! before (grouped)                      after
 //! %1 = einsum dy, w   ; input gradient  run %1
 //! %2 = all_reduce %1                    start %2
-//! %3 = mul %2, g                        run %4     ; the weight gradient, while %2 travels
+//! %3 = mul %2, g                        run %4     ; the weight gradient, while %2 is in flight
 //! %4 = einsum x, dy   ; weight gradient wait %2
 //!                                       run %3
 //! ```
 //!
-//! Two moves, both within [`LowerOptions::window`] kernels: a kernel that is ready goes ahead of one that would
-//! have to wait; and kernels that a collective needs go ahead of others that it does not, if it
-//! would find too little work behind it otherwise.
+//! Two kinds of moves are made, both within [`LowerOptions::window`] kernels. A kernel that is ready moves before one
+//! that would have to wait. And kernels that a collective needs move before those that it does not need, if otherwise
+//! too little work would come after the start of the collective.
 //!
-//! **Gathers of inputs** could start at the beginning of the step, which would hold all parameters at
-//! once. Each starts when the one before it over the same axes has arrived: one block ahead, so that
-//! at most two blocks are held.
+//! **Gathers of inputs** could start at the beginning of the step, but then all parameters would be in memory at once.
+//! Each starts when the previous one over the same axes has finished, one block ahead, so that at most two blocks are
+//! in memory.
 //!
-//! Memory: a schedule may need at most `1 + memory_growth` times the arena of the same program with
-//! nothing overlapped, measured exactly on rank 0, which holds the largest shards. Otherwise a
-//! smaller window is tried, then none, then no prefetch, then no overlap.
+//! Memory: a schedule may need at most `1 + memory_growth` times the arena of the same program without overlap,
+//! measured exactly on rank 0, which has the largest shards. Otherwise a smaller window is tried, then none, then no
+//! prefetch, and then no overlap.
 //!
-//! The order depends on global types only: all ranks start the same collectives in the same order
-//! (`check_ranks.rs` proves it of what was emitted). At most [`LowerOptions::in_flight`] are in flight.
+//! The order depends on global types only, so all ranks start the same collectives in the same order (`check_ranks.rs`
+//! proves that for the emitted programs). At most [`LowerOptions::in_flight`] collectives are in flight.
 
 use super::bucket::gathers_input;
 use super::depend::Dependences;
 use super::kernel::Kernel;
-use super::launches::{Launch, Schedule};
+use super::launches::{Event, Schedule};
 use super::{LowerOptions, emit, memory};
 use crate::cost;
 use crate::targets::Target;
@@ -39,7 +39,7 @@ use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
 use tpc_ir::{AxisSet, Graph, Type};
 
-/// How much a schedule may move.
+/// The moves that a schedule may make.
 #[derive(Clone, Copy)]
 struct Freedom {
     window: usize,
@@ -78,46 +78,47 @@ pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, target: &Target, opt
     best
 }
 
-/// Every collective waited for at once.
-fn adjacent(kernels: &[Kernel]) -> Vec<Launch> {
-    let launches = kernels.iter().enumerate().flat_map(|(k, kernel)| match kernel {
-        Kernel::Collective(_) => vec![Launch::Start(k), Launch::Wait(k)],
-        _ => vec![Launch::Run(k)],
+/// The order in which every collective is waited for immediately.
+fn adjacent(kernels: &[Kernel]) -> Vec<Event> {
+    let events = kernels.iter().enumerate().flat_map(|(k, kernel)| match kernel {
+        Kernel::Collective(_) => vec![Event::Start(k), Event::Wait(k)],
+        _ => vec![Event::Run(k)],
     });
-    launches.collect()
+    events.collect()
 }
 
-/// A collective on its way.
+/// A collective in flight.
 struct Flight {
     kernel: usize,
     /// Its number among those over its axes.
     sequence: usize,
-    /// Seconds that it still travels.
+    /// The seconds that it still takes.
     left: f64,
 }
 
+/// The state of scheduling, kernel by kernel.
 struct Walk<'a> {
     options: &'a LowerOptions,
     freedom: Freedom,
     found: &'a Dependences,
     users: Vec<Vec<usize>>,
     collective: Vec<bool>,
-    /// Gathers of inputs, and the one before over the same axes.
+    /// The gathers of inputs, each with the previous one over the same axes.
     gathers: BTreeMap<usize, Option<usize>>,
     axes: Vec<AxisSet>,
     seconds: &'a [f64],
-    /// Whether the work behind a collective is too little to hide it.
+    /// Whether the work between a collective and its first reader is too little to hide it.
     exposed: Vec<bool>,
-    /// How many kernels each one still waits for.
+    /// The number of kernels that each kernel still waits for.
     missing: Vec<usize>,
     done: Vec<bool>,
-    /// Collectives whose operands are there, not yet started.
+    /// Collectives that have not started but whose operands are computed.
     startable: BTreeSet<usize>,
     /// Collectives that have not started.
     ahead: BTreeSet<usize>,
-    flying: Vec<Flight>,
+    in_flight: Vec<Flight>,
     started: BTreeMap<AxisSet, usize>,
-    order: Vec<Launch>,
+    order: Vec<Event>,
 }
 
 impl<'a> Walk<'a> {
@@ -160,13 +161,13 @@ impl<'a> Walk<'a> {
             exposed,
             missing: found.needs.iter().map(Vec::len).collect(),
             done: vec![false; n],
-            flying: Vec::new(),
+            in_flight: Vec::new(),
             started: BTreeMap::new(),
             order: Vec::with_capacity(n),
         }
     }
 
-    fn run(mut self) -> Vec<Launch> {
+    fn run(mut self) -> Vec<Event> {
         let mut rest: Vec<usize> = (0..self.done.len()).filter(|&k| !self.collective[k]).rev().collect();
         while let Some(&head) = rest.last() {
             self.start_ready();
@@ -176,13 +177,13 @@ impl<'a> Walk<'a> {
             for &need in &self.found.needs[next] {
                 self.finish(need);
             }
-            // What waited for those: the next gather travels while this kernel reads the last one.
+            // A gather may start now: it is in flight while this kernel reads the previous one.
             self.start_ready();
             debug_assert!(at != 0 || next == head);
-            self.order.push(Launch::Run(next));
+            self.order.push(Event::Run(next));
             self.complete(next);
             let mut worked = self.seconds[next];
-            for flight in &mut self.flying {
+            for flight in &mut self.in_flight {
                 let hidden = worked.min(flight.left);
                 flight.left -= hidden;
                 worked -= hidden;
@@ -191,27 +192,27 @@ impl<'a> Walk<'a> {
         while let Some(&k) = self.ahead.first() {
             self.start(k);
         }
-        while let Some(flight) = self.flying.first() {
+        while let Some(flight) = self.in_flight.first() {
             self.finish(flight.kernel);
         }
         self.order
     }
 
-    /// Which of the next kernels runs: its distance from the first.
+    /// Chooses which of the next kernels runs. Returns its distance from the first.
     fn choose(&self, rest: &[usize]) -> usize {
         let head = rest[rest.len() - 1];
         let window = || rest.iter().rev().copied().enumerate().take(self.freedom.window);
         if self.missing[head] > 0 {
-            // A wait that is over costs nothing; otherwise whatever is ready comes first.
-            let flying = |need: usize| self.flying.iter().find(|f| f.kernel == need);
+            // A wait for a collective that has finished costs nothing. Otherwise a kernel that is ready comes first.
+            let in_flight = |need: usize| self.in_flight.iter().find(|f| f.kernel == need);
             let waits = self.found.needs[head]
                 .iter()
-                .any(|&need| !self.done[need] && flying(need).is_none_or(|f| f.left > 0.0));
+                .any(|&need| !self.done[need] && in_flight(need).is_none_or(|f| f.left > 0.0));
             let ready = window().find(|&(_, k)| self.missing[k] == 0);
             return if waits { ready.map_or(0, |(at, _)| at) } else { 0 };
         }
-        // With nothing in flight, go straight to the next collective that needs company.
-        if self.flying.iter().any(|f| f.left > 0.0) {
+        // If nothing is in flight, prefer the kernels that the next collective needs, if it is exposed.
+        if self.in_flight.iter().any(|f| f.left > 0.0) {
             return 0;
         }
         let Some(&goal) = self.ahead.iter().find(|k| !self.gathers.contains_key(k)) else { return 0 };
@@ -223,8 +224,7 @@ impl<'a> Walk<'a> {
         window().find(|(_, k)| needed.contains(k) && self.missing[*k] == 0).map_or(0, |(at, _)| at)
     }
 
-    /// The kernels that must still run before a collective can start, if all of them are near and it
-    /// waits for no other.
+    /// The kernels that must still run before a collective can start. `None` if one of them is not near.
     fn needed(&self, goal: usize, near: &BTreeSet<usize>) -> Option<BTreeSet<usize>> {
         let (mut needed, mut stack) = (BTreeSet::new(), vec![goal]);
         while let Some(k) = stack.pop() {
@@ -240,43 +240,43 @@ impl<'a> Walk<'a> {
         Some(needed)
     }
 
-    /// Starts what can start without holding too much.
+    /// Starts the collectives that can start, subject to the limits on prefetch and on collectives in flight.
     fn start_ready(&mut self) {
         for k in self.startable.clone() {
             let due = match self.gathers.get(&k) {
                 None => true,
                 Some(before) => self.freedom.prefetch && before.is_none_or(|b| self.done[b]),
             };
-            if due && self.flying.len() < self.options.in_flight {
+            if due && self.in_flight.len() < self.options.in_flight {
                 self.start(k);
             }
         }
     }
 
-    /// Starts a collective; those that it needs are waited for first.
+    /// Starts a collective. The collectives that it needs are waited for first.
     fn start(&mut self, k: usize) {
         for &need in &self.found.needs[k] {
             self.finish(need);
         }
         let limit = self.options.in_flight.max(1);
         let sequence = self.started.get(&self.axes[k]).copied().unwrap_or(0);
-        // Never too many at once, nor too far ahead of the oldest of the group.
-        while let Some(oldest) = self.flying.first().filter(|_| self.flying.len() >= limit) {
+        // The number of collectives in flight is limited, and so is the distance to the oldest one of the group.
+        while let Some(oldest) = self.in_flight.first().filter(|_| self.in_flight.len() >= limit) {
             self.finish(oldest.kernel);
         }
         loop {
             let late = |f: &&Flight| self.axes[f.kernel] == self.axes[k] && sequence - f.sequence >= limit;
-            let Some(oldest) = self.flying.iter().find(late) else { break };
+            let Some(oldest) = self.in_flight.iter().find(late) else { break };
             self.finish(oldest.kernel);
         }
         self.startable.remove(&k);
         self.ahead.remove(&k);
         self.started.insert(self.axes[k], sequence + 1);
-        self.flying.push(Flight { kernel: k, sequence, left: self.seconds[k] });
-        self.order.push(Launch::Start(k));
+        self.in_flight.push(Flight { kernel: k, sequence, left: self.seconds[k] });
+        self.order.push(Event::Start(k));
     }
 
-    /// Makes sure that a kernel's result is there.
+    /// Ensures that the result of a kernel is available.
     fn finish(&mut self, k: usize) {
         if self.done[k] || !self.collective[k] {
             debug_assert!(self.done[k], "kernel {k} has not run");
@@ -285,8 +285,8 @@ impl<'a> Walk<'a> {
         if self.ahead.contains(&k) {
             self.start(k);
         }
-        self.flying.retain(|f| f.kernel != k);
-        self.order.push(Launch::Wait(k));
+        self.in_flight.retain(|f| f.kernel != k);
+        self.order.push(Event::Wait(k));
         self.complete(k);
     }
 
@@ -301,8 +301,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Estimated seconds of a kernel on the slowest rank. A collective of several values pays its latency
-/// once.
+/// The estimated seconds of a kernel on the slowest rank. The latency of a collective of several values counts once.
 fn seconds(graph: &Graph, kernel: &Kernel, target: &Target) -> f64 {
     let one = |&node: &NodeIndex| {
         let n = graph.node(node);

@@ -1,25 +1,25 @@
-//! When in a step an operation has its turn.
+//! When an operation runs within a step.
 //!
-//! Kernels and buckets put operations together that the program has apart. That is free of charge only for operations
-//! that run at the same time: one that waits for a later micro-batch would keep every reader waiting, and all memory
-//! between the two alive.
+//! Kernels and buckets merge operations that are apart in the program. That has no cost only if the operations run at
+//! about the same time: an operation that waits for a later micro-batch would delay the readers of all others, and keep
+//! the memory in between alive.
 //!
-//! Phase and micro-batch of an operation do not say it all. The number of labels of the last micro-batch is counted
-//! before the backward pass of the first one, because the loss of every micro-batch is divided by the sum of these
-//! numbers. If the loop that counts labels also adds up the losses of its micro-batch, then the first backward pass
-//! waits for the last forward pass, and the activations of all micro-batches are alive at once. So the first micro-batch
-//! that waits for an operation belongs to its turn, too.
+//! The phase and the micro-batch of an operation do not determine this. For example, the number of labels of the last
+//! micro-batch is counted before the backward pass of the first one, because the loss of every micro-batch is divided
+//! by the sum of these numbers. If the loop that counts labels also added up the losses of its micro-batch, the first
+//! backward pass would wait for the last forward pass, and the activations of all micro-batches would be alive at once.
+//! A turn therefore also has the first micro-batch that waits for the operation.
 
 use tpc_ir::{Graph, Phase};
 
 /// When an operation runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Turn {
-    /// The part of the step.
+    /// The phase of the step.
     phase: Phase,
-    /// The micro-batch that it belongs to; none for what there is once.
+    /// The micro-batch that it belongs to; `None` if it is not repeated per micro-batch.
     micro_batch: Option<usize>,
-    /// The first micro-batch that waits for it, its own included.
+    /// The first micro-batch that waits for it, which may be its own.
     pub(super) wanted_by: Option<usize>,
 }
 

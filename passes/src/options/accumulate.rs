@@ -1,25 +1,25 @@
-//! Gradient accumulation: micro-batches are a mesh axis in time.
+//! Gradient accumulation: micro-batches as a mesh axis in time.
 //!
-//! The whole batch's graph is propagated over a mesh of one axis with as many ranks as there are
-//! micro-batches, the batch dimension of the data sharded over it. That gives the same program as
-//! for so many ranks, with the same result: losses that are means over unignored labels, statistics
-//! over the batch, random numbers by global index. Then the axis is *unrolled*: what varies along it
-//! has a copy per micro-batch, what does not has one, and collectives become local operations between
-//! copies (an all-reduce is a sum, an all-gather a concatenation). All of micro-batch i comes before
-//! i + 1, except what an earlier one needs from all (the number of labels, which divides every loss),
-//! so the activations of one micro-batch are alive at a time.
+//! The graph of the whole batch is propagated over a mesh of one axis with as many ranks as there are micro-batches,
+//! with the batch dimension of the data sharded over it. The program is that for so many ranks, so its result is
+//! correct: losses are means over all labels that are not ignored, statistics are those of the batch, and random
+//! numbers follow the global index. Then the axis is *unrolled*: a value that varies along it has a copy per
+//! micro-batch, any other value has one, and collectives become local operations between copies (an all-reduce is a
+//! sum, an all-gather a concatenation). Micro-batch i is complete before i + 1 begins, except for values that an
+//! earlier one needs from all (the number of labels, which divides every loss), so only the activations of one
+//! micro-batch are alive at a time.
 //!
-//! Micro-batch i has rows i, i + K, i + 2K, …: a data input is typed `[B/K, K, …]`, a data axis shards
-//! the first of these, and every rank finds the rows of each micro-batch among its own. If K does
-//! not divide a dimension it is cut into runs of nearly equal length instead.
+//! Micro-batch i has the rows i, i + K, i + 2K, …: a data input has the type `[B/K, K, …]`, and a data axis shards the
+//! first of these dimensions, so every rank has rows of every micro-batch. If K does not divide a dimension, the
+//! dimension is cut into runs of nearly equal length instead.
 //!
-//! Before: `%3 = einsum "ab,ac->bc" %0, %1 : f32[64, 256]` with `%0 : f32[8, 64]`.
-//! After, for two: `%2 = index dim=1 index=0 %0 : f32[4, 64]` with `%0 : f32[4, 2, 64]`, likewise
-//! `%3` of `%1`, `%4 = einsum "ab,ac->bc" %2, %3 ; micro 0`, the same for index 1, and
-//! `%8 = add %4, %7`.
+//! Before: `%3 = einsum "ab,ac->bc" %0, %1 : f32[64, 256]` with `%0 : f32[8, 64]`. After, for two micro-batches: `%2 =
+//! index dim=1 index=0 %0 : f32[4, 64]` with `%0 : f32[4, 2, 64]`, likewise `%3` of `%1`, `%4 = einsum "ab,ac->bc" %2,
+//! %3 ; micro 0`, the same for index 1, and `%8 = add %4, %7`.
 //!
-//! Sums over the micro-batches have all their terms at once. Under a data axis the terms stay partial and the sum is
-//! reduced ([`Annotations::sums`]): once per step, not once per micro-batch. [`running_sums`] cuts them into links when everything is placed.
+//! A sum over the micro-batches is one operation with all terms. Under a data axis the terms stay partial and only the
+//! sum is reduced ([`Annotations::sums`]), once per step and not once per micro-batch. When everything is placed,
+//! [`running_sums`] splits it into a chain.
 
 use super::OptionError;
 use crate::propagate::propagate_mapped;
@@ -38,18 +38,18 @@ use tpc_ir::{
 /// The mesh axis in time.
 const MICRO: &str = "micro";
 
-/// The origin of a copy.
+/// The origin of the copy of a node for a micro-batch.
 fn of_micro_batch(origin: &Origin, copy: usize) -> Origin {
     Origin { micro_batch: Some(copy), ..origin.clone() }
 }
 
 /// Cuts the batch into `count` micro-batches that run one after the other.
 ///
-/// The batch is the first dimension of the first data input; data inputs of another first dimension
-/// are whole in every micro-batch.
+/// The batch is the first dimension of the first data input. Data inputs whose first dimension has another size are
+/// whole in every micro-batch.
 ///
 /// # Errors
-/// More micro-batches than rows, or none.
+/// There are more micro-batches than rows, or none.
 pub fn accumulate(graph: &Graph, annotations: &Annotations, count: usize) -> Result<(Graph, Annotations), OptionError> {
     let timed = over_time(graph, count)?;
     let Some((timed, mapping)) = timed else { return Ok((graph.clone(), annotations.clone())) };
@@ -87,7 +87,7 @@ pub fn accumulate(graph: &Graph, annotations: &Annotations, count: usize) -> Res
                 annotation.sharding.dims.insert(dim + 1, Vec::new());
             }
         } else {
-            // The runs of rows are not where the chunks of a data axis are: they are shared out anew.
+            // The runs of rows are not the chunks of a data axis, so they are redistributed.
             let axes = annotation.sharding.sharded_axes().iter().collect();
             let at = OnAxes { axes, dims: annotation.sharding.dims.clone() };
             for made in unroll.copies(node.into()) {
@@ -99,12 +99,12 @@ pub fn accumulate(graph: &Graph, annotations: &Annotations, count: usize) -> Res
     Ok((unroll.new, carried))
 }
 
-/// A data input: its node, its shape as the model knows it, and which it is.
+/// A data input: its node, its shape as the model knows it, and its id.
 type Data<'a> = (NodeIndex, &'a [usize], &'a InputId);
 
 type Timed = (Graph, crate::rebuild::Mapping);
 
-/// The graph on a mesh whose one axis is time; `None` if there is only one micro-batch.
+/// The graph on a mesh whose only axis is time; `None` if there is only one micro-batch.
 fn over_time(graph: &Graph, count: usize) -> Result<Option<Timed>, OptionError> {
     let data: Vec<Data> = graph
         .inputs()
@@ -121,7 +121,7 @@ fn over_time(graph: &Graph, count: usize) -> Result<Option<Timed>, OptionError> 
     if count == 1 {
         return Ok(None);
     }
-    // Of a batch that the model itself splits, the first part is cut.
+    // If the model itself splits the batch, the first part must have enough rows.
     if count == 0 || count > batch || rows.is_none_or(|rows| count > rows) {
         return Err(refused);
     }
@@ -135,14 +135,14 @@ fn over_time(graph: &Graph, count: usize) -> Result<Option<Timed>, OptionError> 
     Ok(Some(propagate_mapped(graph, &annotations, &in_time())))
 }
 
-/// The target of an axis that is one in time. Nothing is sent along it, whatever device runs the ranks: what counts is that nothing
-/// is computed, or kept, for the whole batch. So memory is slow beyond measure, and links are those of any target.
+/// The target of the axis in time. Nothing is sent along this axis, so its links do not matter. Memory is extremely
+/// slow in this target, because nothing should be computed or kept for the whole batch.
 fn in_time() -> Target {
     let any = Target::cpu();
     Target { device: Device { memory: 1.0, ..any.device.clone() }, ..any.clone() }
 }
 
-/// The dimension of a value that the micro-batches share out.
+/// The dimension of a value that is split into micro-batches.
 fn batch_dim(graph: &Graph, value: Value) -> Option<usize> {
     graph.ty(value).sharding.dim_of(AxisId(0))
 }
@@ -150,16 +150,17 @@ fn batch_dim(graph: &Graph, value: Value) -> Option<usize> {
 /// A node in one micro-batch, or once for all.
 type Instance = (NodeIndex, Option<usize>);
 
+/// The state of unrolling the axis in time.
 struct Unroll<'a> {
     live: Vec<bool>,
     old: &'a Graph,
     count: usize,
     new: Graph,
-    /// The results of every instance; a term that is zero in its micro-batch has none.
+    /// The results of every instance; `None` for a term that is the neutral element in its micro-batch.
     made: HashMap<Instance, Option<Vec<Value>>>,
     /// Inputs and random tensors whose batch dimension is typed `[B/K, K]`.
     factored: HashMap<Value, Value>,
-    /// What copies give together.
+    /// The values for the whole batch that were assembled from copies.
     gathered: HashMap<Value, Value>,
     /// Sums over the micro-batches.
     sums: HashSet<NodeIndex>,
@@ -190,8 +191,8 @@ impl Unroll<'_> {
         self.old.ty(value).sharding.is_replicated()
     }
 
-    /// Whether a node whose result varies is made whole, and every micro-batch takes its part: what
-    /// moves data between micro-batches, and what counts positions.
+    /// Whether a node whose result varies is computed for the whole batch, of which every micro-batch takes its part.
+    /// That holds for nodes that move data between micro-batches and for nodes that depend on positions.
     fn is_whole(&self, node: NodeIndex) -> bool {
         let n = self.old.node(node);
         let counts = match &n.op {
@@ -203,7 +204,7 @@ impl Unroll<'_> {
         counts || self.is_invariant(node.into())
     }
 
-    /// What must exist before an instance does.
+    /// The instances that an instance needs.
     fn needs(&self, (node, copy): Instance) -> Vec<Instance> {
         if copy.is_some() && self.is_whole(node) {
             return vec![(node, None)];
@@ -220,7 +221,7 @@ impl Unroll<'_> {
         needs
     }
 
-    /// Makes an instance and, first, all it needs.
+    /// Creates an instance after all those that it needs.
     fn demand(&mut self, wanted: Instance) {
         let mut open = vec![wanted];
         while let Some(&instance) = open.last() {
@@ -243,7 +244,7 @@ impl Unroll<'_> {
         }
     }
 
-    /// A node for all micro-batches together.
+    /// Creates the instance of a node for all micro-batches together.
     fn once(&mut self, node: NodeIndex) -> Vec<Value> {
         let n = self.old.node(node);
         let operands: Vec<Value> = self.old.operands(node).into_iter().map(|v| self.gather(v)).collect();
@@ -264,12 +265,12 @@ impl Unroll<'_> {
         (0..n.types.len() as u32).map(|result| Value { node: made, result }).collect()
     }
 
-    /// A node in one micro-batch.
+    /// Creates the instance of a node for one micro-batch; `None` if it is the neutral element there.
     fn copy(&mut self, node: NodeIndex, copy: usize) -> Option<Vec<Value>> {
         let n = self.old.node(node);
         let origin = of_micro_batch(&n.origin, copy);
         if self.is_whole(node) {
-            // The first micro-batch has all of a partial.
+            // The first micro-batch has all of a partial value.
             if n.types[0].sharding.partial.is_some() {
                 return if copy == 0 { self.made[&(node, None)].clone() } else { None };
             }
@@ -289,13 +290,13 @@ impl Unroll<'_> {
         Some((0..n.types.len() as u32).map(|result| Value { node: made, result }).collect())
     }
 
-    /// The value of an operand in a micro-batch.
+    /// The value of an operand in a micro-batch; `None` if it is the neutral element there.
     fn at(&self, value: Value, copy: usize) -> Option<Value> {
         let copy = (!self.is_invariant(value)).then_some(copy);
         self.made[&(value.node, copy)].as_ref().map(|results| results[value.result as usize])
     }
 
-    /// Operands, with the reduction's identity for terms that a micro-batch does not have.
+    /// The operands of a node, with the neutral element of the reduction for terms that a micro-batch lacks.
     fn with_identities(&mut self, node: NodeIndex, copy: usize, origin: &Origin) -> Vec<Value> {
         let mut operands = Vec::new();
         for v in self.old.operands(node) {
@@ -308,13 +309,13 @@ impl Unroll<'_> {
         operands
     }
 
-    /// First row and number of rows of a micro-batch in a dimension that is cut into runs.
+    /// The first row and the number of rows of a micro-batch, in a dimension that is cut into runs.
     fn run(&self, size: usize, copy: usize) -> (usize, usize) {
         let (short, longer) = (size / self.count, size % self.count);
         (copy * short + copy.min(longer), short + usize::from(copy < longer))
     }
 
-    /// The type of a value's part in a micro-batch.
+    /// The type of the part of a value in a micro-batch.
     fn local(&self, ty: &Type, copy: usize) -> Type {
         let mut shape = ty.shape.clone();
         if let Some(dim) = ty.sharding.dim_of(AxisId(0)) {
@@ -323,7 +324,7 @@ impl Unroll<'_> {
         Type::new(ty.dtype, shape)
     }
 
-    /// A micro-batch's part of a value that is made whole.
+    /// The part of a micro-batch in a value that is computed for the whole batch.
     fn part(&mut self, value: Value, copy: usize, origin: &Origin) -> Value {
         let ty = self.old.ty(value).clone();
         let local = self.local(&ty, copy);
@@ -347,11 +348,12 @@ impl Unroll<'_> {
         self.new.push(Op::Index { dim: dim + 1, index: copy }, &[factored], local, origin)
     }
 
+    /// The value of an operand that is computed for the whole batch.
     fn at_once(&self, value: Value) -> Option<Value> {
         self.made.get(&(value.node, None))?.as_ref().map(|results| results[value.result as usize])
     }
 
-    /// The positions that a micro-batch has.
+    /// The positions of the rows of a micro-batch.
     fn iota(&mut self, whole: &Type, local: &Type, copy: usize, origin: &Origin) -> Value {
         let even = whole.shape[0].is_multiple_of(self.count);
         let (stride, start) = if even { (self.count, copy) } else { (1, self.run(whole.shape[0], copy).0) };
@@ -387,7 +389,7 @@ impl Unroll<'_> {
         gathered
     }
 
-    /// The rows of all micro-batches in their order.
+    /// Joins the rows of all micro-batches in their order in the batch.
     fn joined(&mut self, parts: Vec<Value>, ty: Type, dim: usize, origin: &Origin) -> Value {
         let size = ty.shape[dim];
         if !size.is_multiple_of(self.count) {
@@ -405,7 +407,7 @@ impl Unroll<'_> {
         self.new.push(Op::Reshape, &[joined], ty, origin)
     }
 
-    /// The terms of all micro-batches combined.
+    /// Combines the terms of all micro-batches.
     fn combined(&mut self, value: Value, terms: &[Value], ty: Type, origin: &Origin) -> Value {
         let op = self.old.ty(value).sharding.partial.map_or(ReduceOp::Sum, |p| p.op);
         let origin = Origin { reason: Demand::MicroBatches.into(), ..origin.clone() };
@@ -428,7 +430,7 @@ impl Unroll<'_> {
         }
     }
 
-    /// What a value became: once, or in every micro-batch.
+    /// The values in the new graph that a value became: one, or one per micro-batch.
     fn copies(&self, value: Value) -> Vec<Value> {
         match self.is_invariant(value) {
             true => self.at_once(value).into_iter().collect(),
@@ -437,15 +439,15 @@ impl Unroll<'_> {
     }
 }
 
-/// Cuts sums over micro-batches into links, each right behind its term: one accumulator is alive, not
-/// all terms.
+/// Splits sums over micro-batches into chains. Each link comes right after its term, so one accumulator is alive
+/// instead of all terms.
 ///
 /// Before: `%8 = einsum … ; micro 0`, `%18 = einsum … ; micro 1`, `%28 = einsum … ; micro 2`,
 /// `%29 = add %8, %18, %28`.
 /// After: `%8 = …`, `%18 = …`, `%19 = add %8, %18`, …, `%29 = …`, `%30 = add %19, %29`.
 pub fn running_sums(graph: &Graph) -> Graph {
     let owner = |v: &Value| graph.node(v.node).origin.micro_batch;
-    // By the node behind which links stand: the sum and how far it is summed there.
+    // For each node after which links come: the sums and the numbers of the terms that are added there.
     let mut links: BTreeMap<NodeIndex, Vec<(NodeIndex, usize)>> = BTreeMap::new();
     let mut terms: HashMap<NodeIndex, Vec<Value>> = HashMap::new();
     for node in graph.nodes() {

@@ -1,11 +1,10 @@
-//! Clipping by global norm, as `torch.nn.utils.clip_grad_norm_`: all gradients are scaled by
-//! `min(1, max_norm / (norm + 1e-6))`, `norm` being the L2 norm of all of them together.
+//! Clipping by global norm, as in `torch.nn.utils.clip_grad_norm_`: all gradients are scaled by `min(1, max_norm /
+//! (norm + 1e-6))`, where `norm` is the L2 norm of all of them together.
 //!
-//! Only plain reductions are written, on the unplaced graph, so the norm is right under every plan:
-//! of a sharded gradient the sum of squares is a partial sum, a replicated one is counted once, and
-//! the sum over all parameters is one n-ary sum, whose reductions the e-graph joins (rule 7). Gradient
-//! outputs stay those before clipping; the optimizer reads the scaled ones. The norm is the result
-//! [`GRAD_NORM`].
+//! The pass adds only plain reductions to the unplaced graph, so the norm is correct under every plan: the sum of
+//! squares of a sharded gradient is a partial sum, that of a replicated gradient is counted once, and the sum over all
+//! parameters is one n-ary sum, whose reductions the e-graph merges (rule 7). Gradient outputs remain those before
+//! clipping; the optimizer reads the scaled ones. The norm becomes the result [`GRAD_NORM`].
 //!
 //! Before: `%9 = mul %7, %lr` with `gradient "w" %7`.
 //! After: `%8 = mul %7, %7`, `%9 = reduce_sum "ab->" %8`, `%10 = add %9, …`, `%11 = sqrt %10`,
@@ -21,16 +20,17 @@ use tpc_ir::{
     DType, Graph, MapFn, ModulePath, Op, Origin, Output, OutputKind, Phase, ReduceOp, Subscripts, Type, Value,
 };
 
-/// Name of the result that holds the norm of all gradients before clipping.
+/// The name of the result with the norm of all gradients before clipping.
 pub const GRAD_NORM: &str = "grad_norm";
 
-/// What torch adds to the norm before dividing by it.
+/// The number that PyTorch adds to the norm before dividing by it.
 const EPSILON: f64 = 1e-6;
 
 /// Scales the gradients that the optimizer reads. Gradients must be outputs.
 ///
 /// # Errors
-/// A program without gradients, a norm that is not a finite number above 0.
+/// The program has no gradients, or a result with this name, or gradients that depend on the optimizer; or the norm is
+/// not a finite number above 0.
 pub fn clip(graph: &Graph, max_norm: f64) -> Result<Graph, OptionError> {
     if !(max_norm > 0.0 && max_norm.is_finite()) {
         return Err(OptionError::ClipNorm(max_norm));
@@ -53,7 +53,8 @@ pub fn clip(graph: &Graph, max_norm: f64) -> Result<Graph, OptionError> {
     if let Some((name, _)) = gradients.iter().find(|(_, g)| late[g.node.index()]) {
         return Err(OptionError::LateGradient((*name).clone()));
     }
-    // The norm needs all gradients: everything before the optimizer, the norm, then the optimizer.
+    // The norm needs all gradients, so everything that does not depend on the optimizer comes first, then the norm,
+    // then the optimizer.
     let live = live(graph);
     let (after, before): (Vec<NodeIndex>, Vec<NodeIndex>) =
         graph.nodes().filter(|n| live[n.index()]).partition(|n| late[n.index()]);
@@ -90,7 +91,7 @@ fn keep(map: &mut Mapping, node: NodeIndex, results: Vec<Value>) {
     map.extend(results.into_iter().enumerate().map(|(i, v)| (Value { node, result: i as u32 }, v)));
 }
 
-/// The nodes of the optimizer and all that depend on them.
+/// For each node, whether it belongs to the optimizer or depends on it.
 fn optimizer(graph: &Graph) -> Vec<bool> {
     let mut late = vec![false; graph.len()];
     for node in graph.nodes() {
@@ -142,7 +143,7 @@ fn summed(new: &mut Graph, v: Value, dims: &[usize], origin: &Origin) -> Value {
     if dims.is_empty() { v } else { new.reduce(ReduceOp::Sum, v, dims, origin) }
 }
 
-/// Squares of short floats have neither the range nor the precision to be added.
+/// Casts a short float to f32. Squares of short floats have neither the range nor the precision to be added.
 fn widened(new: &mut Graph, v: Value, origin: &Origin) -> Value {
     match new.ty(v).dtype {
         DType::BF16 | DType::F16 => new.map(MapFn::Cast(DType::F32), &[v], origin),

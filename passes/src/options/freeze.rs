@@ -1,12 +1,12 @@
-//! Freezing: some parameters are not trained.
+//! Freezes parameters, so that they are not trained.
 //!
-//! A frozen parameter has no gradient, no update and no optimizer state, as with
-//! `requires_grad = False` in PyTorch. Its gradient output and the updates are dropped; what only
-//! they needed is dead, and the state is no input any more. Buffers (running means) are not
-//! parameters in this sense: they have no gradient to begin with, and keep being updated.
+//! A frozen parameter has no gradient, no update and no optimizer state, as with `requires_grad = False` in PyTorch.
+//! The pass removes its gradient and its updates from the outputs, its state from the inputs, and the operations that
+//! only they needed. Buffers (running means) are not parameters in this sense: they have no gradient, and they are
+//! still updated.
 //!
-//! Before: `gradient "up.weight" %7`, `update "up.weight" %9`, `update "up.weight/moment" %8`.
-//! After: none of them; `input state "up.weight/moment"` and the product that gave `%7` are gone.
+//! Before: `gradient "up.weight" %7`, `update "up.weight" %9`, `update "up.weight/moment" %8`. After: none of these,
+//! and neither `input state "up.weight/moment"` nor the product that computed `%7`.
 
 use super::{OptionError, trained};
 use crate::rebuild::{copy, rebuild};
@@ -14,13 +14,12 @@ use crate::styles::pattern::{Pattern, nearest};
 use std::collections::BTreeSet;
 use tpc_ir::{Graph, InputId, InputKind, ModulePath, OutputKind};
 
-/// Drops the training of the parameters that `patterns` match, in order: a pattern (globs per path
-/// segment) freezes parameters of that name and everything in modules of that path, `""` and `*`
-/// being the whole model; `!pattern` takes back what it matches, so that `["*", "!*.lora_a"]` trains
-/// nothing but those.
+/// Freezes the parameters that `patterns` match. A pattern (globs per path segment) freezes the parameter at a path and
+/// every parameter in the module at a path; `""` and `*` match the whole model. `!pattern` unfreezes what it matches,
+/// so `["*", "!*.lora_a"]` trains only parameters and modules called `lora_a`. Patterns apply in order.
 ///
 /// # Errors
-/// A text that is no pattern, a pattern that matches or changes nothing, a program without gradients, or nothing left to
+/// A text is not a pattern, a pattern matches or changes nothing, the program has no gradients, or nothing is left to
 /// train.
 pub fn freeze(graph: &Graph, patterns: &[String]) -> Result<Graph, OptionError> {
     let trained = trained(graph);
@@ -47,8 +46,8 @@ pub fn freeze(graph: &Graph, patterns: &[String]) -> Result<Graph, OptionError> 
         }
         if frozen.len() == before {
             let why = match back {
-                true => "nothing that it matches is frozen by a pattern before it",
-                false => "all that it matches is frozen by the patterns before it",
+                true => "no earlier pattern freezes anything that it matches",
+                false => "everything that it matches is already frozen by earlier patterns",
             };
             return Err(OptionError::NoEffect { pattern: pattern.clone(), why });
         }
@@ -66,13 +65,13 @@ pub fn freeze(graph: &Graph, patterns: &[String]) -> Result<Graph, OptionError> 
     let gone: BTreeSet<_> =
         graph.inputs().filter(|(_, id)| id.kind() == InputKind::State && of_frozen(id)).map(|(node, _)| node).collect();
     let (rebuilt, _) = rebuild(&kept, graph.mesh.clone(), |new, node, operands| {
-        // Nothing that lives reads it.
+        // No live node reads it.
         if gone.contains(&node) { Vec::new() } else { copy(new, &kept, node, &operands) }
     });
     Ok(rebuilt)
 }
 
-/// Whether a pattern means a parameter or a module that contains it.
+/// Whether a pattern matches a parameter or a module that contains it.
 fn covers(pattern: &Pattern, parameter: &ModulePath) -> bool {
     parameter.outward().any(|path| pattern.matches(&path))
 }

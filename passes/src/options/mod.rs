@@ -1,17 +1,15 @@
-//! Program options of a training step: what a training loop elsewhere does by hand, as graph passes
-//! over the unplaced graph.
+//! Options of a training step, as passes over the unplaced graph. Elsewhere, training loops implement them by hand.
 //!
 //! | question | file |
 //! |---|---|
 //! | which parameters are trained | [`freeze`] |
-//! | how large a step's gradient may be | [`clip`] |
-//! | in which element types is computed and communicated | [`precision`] |
-//! | how many parts of the batch run one after the other | [`accumulate`] |
+//! | how large the gradient of a step may be | [`clip`] |
+//! | the element types of computation and communication | [`precision`] |
+//! | into how many micro-batches the batch is split | [`accumulate`] |
 //!
-//! Freezing and clipping rewrite the captured graph, where every gradient is still a value of its
-//! own. The others rewrite the canonical graph *after* a plan has been read into annotations: a plan
-//! speaks of the model as it was written, with one use per weight and no casts, so the annotations
-//! are carried along.
+//! Freezing and clipping rewrite the captured graph, where every gradient is still a separate value. The others rewrite
+//! the canonical graph *after* the plan has been turned into annotations: a plan refers to the model as it is written,
+//! with one use per weight and no casts. The annotations are translated to the new graph.
 
 pub mod accumulate;
 pub mod clip;
@@ -26,16 +24,16 @@ use tpc_ir::{Graph, ModulePath, OutputKind};
 
 pub use precision::{Held, Precision, Reduction};
 
-/// What is done to a training step besides placing it.
+/// Options of a training step, apart from its placement.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepOptions {
     /// The largest L2 norm of all gradients together; larger gradients are scaled down to it.
     pub clip_norm: Option<f64>,
-    /// Into how many micro-batches the batch is cut; 1 is the whole batch at once.
+    /// The number of micro-batches into which the batch is split; 1 for the whole batch at once.
     pub micro_batches: usize,
-    /// Patterns of parameters and modules that are not trained; `!pattern` takes some back.
+    /// Patterns of parameters and modules that are not trained; `!pattern` unfreezes what it matches.
     pub freeze: Vec<String>,
-    /// Element types of compute and communication; `None` is as captured.
+    /// The element types of computation and communication; `None` for those of the captured graph.
     pub precision: Option<Precision>,
 }
 
@@ -46,7 +44,7 @@ impl Default for StepOptions {
 }
 
 impl StepOptions {
-    /// What of the options concerns a program without an optimizer: the precision.
+    /// The options that concern a program without an optimizer, which is only the precision.
     #[must_use]
     pub fn of_inference(&self) -> Self {
         StepOptions { precision: self.precision, ..StepOptions::default() }
@@ -59,24 +57,24 @@ pub enum OptionError {
     /// An option about gradients for a program without any.
     #[error("{0} needs a training step with gradients, and this program has none")]
     NoGradients(&'static str),
-    /// A norm that nothing can be scaled to.
+    /// A norm to which nothing can be scaled.
     #[error("gradients cannot be clipped to a norm of {0}: give a finite number above 0")]
     ClipNorm(f64),
-    /// A gradient that is computed from the optimizer's results.
+    /// A gradient that is computed from results of the optimizer.
     #[error("the gradient of `{0}` depends on the optimizer: gradients of such a program cannot be clipped")]
     LateGradient(ModulePath),
-    /// A result of the model that is called like one of an option's.
-    #[error("the model has a result `{0}` of its own: rename it, clipping gives a result of that name")]
+    /// A result of the model that has the name of the result of an option.
+    #[error("the model already has a result `{0}`: rename it, because clipping adds a result with that name")]
     Taken(&'static str),
     /// A freezing pattern that matches nothing.
     #[error("nothing to freeze matches `{}`{}", cut(.pattern), Nearest(.nearest))]
     NoParameter {
         /// The pattern.
         pattern: String,
-        /// Existing names like it.
+        /// Similar names that exist.
         nearest: Vec<String>,
     },
-    /// A freezing pattern that means a parameter by another of its names.
+    /// A freezing pattern that matches a parameter only by another of its names.
     #[error(
         "nothing to freeze is called `{}`: `{parameter}` is `{shared}` under another name (tied); freeze `{shared}`",
         cut(.pattern)
@@ -84,17 +82,17 @@ pub enum OptionError {
     Tied {
         /// The pattern.
         pattern: String,
-        /// The parameter by the path that the pattern means.
+        /// The path that the pattern matches.
         parameter: ModulePath,
-        /// The same parameter as the program calls it.
+        /// The path of the same parameter in the program.
         shared: ModulePath,
     },
-    /// A freezing pattern that is none.
+    /// A text that is not a pattern.
     #[error("freezing `{}`: {problem}", cut(.pattern))]
     Pattern {
         /// The pattern.
         pattern: String,
-        /// What is wrong with it.
+        /// The fault of the pattern.
         problem: PatternError,
     },
     /// A freezing pattern that changes nothing.
@@ -102,26 +100,26 @@ pub enum OptionError {
     NoEffect {
         /// The pattern.
         pattern: String,
-        /// Why it does not.
+        /// Why it changes nothing.
         why: &'static str,
     },
     /// Nothing is left to train.
     #[error("every parameter is frozen: nothing is left to train")]
     AllFrozen,
-    /// More micro-batches than rows, or none.
+    /// There are more micro-batches than rows, or none.
     #[error("a batch of {batch} cannot be cut into {micro_batches} micro-batches: use 1 to {batch}")]
     MicroBatches {
-        /// Rows of the batch.
+        /// The number of rows of the batch.
         batch: usize,
-        /// How many were asked for.
+        /// The number of micro-batches that were requested.
         micro_batches: usize,
     },
 }
 
-/// Applies what concerns the captured graph, whose gradients must be outputs: freezing, then clipping.
+/// Applies the options that rewrite the captured graph, whose gradients must be outputs: freezing, then clipping.
 ///
 /// # Errors
-/// Options that do not fit the program.
+/// An option does not fit the program.
 pub fn on_captured<'a>(graph: &'a Graph, options: &StepOptions) -> Result<Cow<'a, Graph>, OptionError> {
     let mut graph = Cow::Borrowed(graph);
     if !options.freeze.is_empty() {
@@ -133,11 +131,11 @@ pub fn on_captured<'a>(graph: &'a Graph, options: &StepOptions) -> Result<Cow<'a
     Ok(graph)
 }
 
-/// Applies what concerns the canonical graph: precision, then micro-batches. The annotations come
-/// back in terms of the new graph.
+/// Applies the options that rewrite the canonical graph: precision, then micro-batches. Returns the annotations in
+/// terms of the new graph.
 ///
 /// # Errors
-/// Options that do not fit the program.
+/// An option does not fit the program.
 pub fn on_logical(
     graph: Graph,
     annotations: Annotations,
@@ -145,7 +143,7 @@ pub fn on_logical(
 ) -> Result<(Graph, Annotations), OptionError> {
     let (mut graph, mut annotations) = (graph, annotations);
     if let Some(precision) = options.precision {
-        // Terms of several micro-batches are added before they are reduced over ranks: in f32.
+        // The terms of several micro-batches are added up before they are reduced over ranks, so they are f32.
         let reduce = if options.micro_batches > 1 { Reduction::F32 } else { precision.reduce };
         (graph, annotations) = precision::mixed(&graph, &annotations, Precision { reduce, ..precision });
     }

@@ -1,19 +1,20 @@
-//! Mixed precision: bf16 compute and communication, f32 master parameters.
+//! Mixed precision: computation and communication in bf16, master parameters in f32.
 //!
-//! Parameters and optimizer state stay f32, unless a program only reads them and is to hold them in bf16 ([`Held`]). Forward and backward read a bf16 copy of each parameter
-//! (so that gathering parameters sends bf16, rule 26), and the policy is that of `torch.autocast`:
+//! Parameters and optimizer state stay f32, unless a program only reads them and should hold them in bf16 ([`Held`]).
+//! Forward and backward read a bf16 copy of each parameter, so that gathers of parameters send bf16 (rule 26). The
+//! policy is that of `torch.autocast`:
 //!
 //! | operation of forward or backward | element type |
 //! |---|---|
-//! | products, look-ups | bf16 (products add up in f32 inside) |
+//! | products, lookups | bf16 (products accumulate in f32) |
 //! | exp, log, pow, sqrt, rsqrt, recip; sums, products and prefix sums along dimensions; scatters | f32 |
 //! | products of elements that are only summed (the squares of a norm) | f32 |
-//! | everything else | f32 if an operand that is not a scalar is, else bf16 |
+//! | everything else | f32 if an operand that is not a scalar is f32, otherwise bf16 |
 //! | the optimizer, clipping; every output | as captured |
 //!
-//! So matrix products, residual streams and their all-reduces are bf16; statistics of norms, softmax
-//! and losses are f32; a gradient is converted to f32 before anything else reads it. Buffers that the
-//! forward pass updates are read as they are.
+//! Matrix products, residual streams and their all-reduces are thus bf16; statistics of norms, softmax and losses are
+//! f32; the gradient of a parameter is converted to f32 before the optimizer reads it. Buffers that the forward pass
+//! updates are read in their own type.
 //!
 //! Before: `%2 = einsum "ab,bc->ac" %0, %1 : f32[16, 64]`, `%3 = exp %2 : f32[16, 64]`.
 //! After: `%2 = cast.bf16 %0`, `%3 = cast.bf16 %1`, `%4 = einsum "ab,bc->ac" %2, %3 : bf16[16, 64]`,
@@ -30,39 +31,39 @@ use tpc_ir::{DType, Graph, InputId, InputKind, MapFn, Op, Origin, OutputKind, Ph
 /// The policy of a program in bf16.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Precision {
-    /// In which element type the gradients of products are reduced over ranks.
+    /// The element type in which gradients of the weights of products are reduced over ranks.
     pub reduce: Reduction,
-    /// In which element type parameters and tensors that are kept from run to run are held.
+    /// The element type in which parameters and tensors that are kept from run to run are held.
     pub held: Held,
 }
 
-/// The element type in which a program holds what it does not train.
+/// The element type in which a program holds tensors that it does not train.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Held {
-    /// As captured: f32 parameters, of which bf16 copies are computed with.
+    /// As captured: parameters are f32, and the program computes with bf16 copies.
     #[default]
     Masters,
-    /// In bf16: half of the memory, and half of the time to read it. Parameters that nothing updates, and tensors whose rows are
-    /// replaced, such as a cache of keys.
+    /// In bf16, which takes half of the memory and half of the time to read it. This applies to parameters that nothing
+    /// updates, and to tensors whose rows are replaced, such as a cache of keys.
     Compute,
 }
 
-/// The element type of gradient reductions. (Gradients that are sums along dimensions anyway, of
-/// biases, gains and tables, are reduced in f32 either way.)
+/// The element type of gradient reductions. (Gradients that are sums along dimensions, such as those of biases, gains
+/// and tables, are always reduced in f32.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reduction {
-    /// The compute type, as PyTorch's FSDP does if nothing is said.
+    /// The compute type, which is also the default of PyTorch's FSDP.
     #[default]
     Compute,
-    /// f32: twice the bytes, and exact terms. Always so with micro-batches, whose terms are added up
-    /// before they are reduced, once per step.
+    /// f32, which takes twice the bytes and keeps the terms exact. It is always used with micro-batches, whose terms
+    /// are added up before they are reduced once per step.
     F32,
 }
 
 const SHORT: DType = DType::BF16;
 const LONG: DType = DType::F32;
 
-/// Lets forward and backward compute in bf16.
+/// Rewrites forward and backward to compute in bf16.
 pub fn mixed(graph: &Graph, annotations: &Annotations, precision: Precision) -> (Graph, Annotations) {
     let buffers = buffers(graph);
     let held = match precision.held {
@@ -89,7 +90,7 @@ pub fn mixed(graph: &Graph, annotations: &Annotations, precision: Precision) -> 
     (new, carried)
 }
 
-/// Parameters that the model itself updates.
+/// The parameters that the model itself updates.
 fn buffers(graph: &Graph) -> HashSet<InputId> {
     let own = |v: Value| graph.node(v.node).origin.phase != Phase::Optimizer;
     let updated = graph.outputs.iter().filter(|o| own(o.value)).filter_map(|o| match &o.kind {
@@ -99,7 +100,7 @@ fn buffers(graph: &Graph) -> HashSet<InputId> {
     updated.collect()
 }
 
-/// The inputs that a program holds in bf16: f32 parameters that nothing updates, and states whose rows are replaced.
+/// The inputs that a program holds in bf16: f32 parameters without an update, and f32 states whose rows are replaced.
 fn held(graph: &Graph) -> HashSet<InputId> {
     let updates: HashMap<&InputId, NodeIndex> = graph
         .outputs
@@ -145,7 +146,7 @@ impl Pass<'_> {
             Op::Input { .. } | Op::Fill(_) | Op::Iota => return self.typed(new, node, operands, &[], None),
             Op::Random { distribution, .. } => {
                 let made = self.typed(new, node, operands, &[DType::I64], None);
-                // Zeros and ones are the same in any type.
+                // Zeros and ones are exact in any type.
                 let exact = matches!(distribution, Distribution::Bernoulli(_)) && n.types[0].dtype == LONG;
                 return if exact { vec![self.cast(new, made[0], SHORT, &n.origin)] } else { made };
             }
@@ -156,7 +157,7 @@ impl Pass<'_> {
         let wanted: Vec<DType> =
             sources.iter().zip(&floats).map(|(&v, &f)| if f { to } else { self.graph.ty(v).dtype }).collect();
         if self.reduced_in_f32(node) {
-            // The product of the bf16 values, kept as it adds up.
+            // The product of the bf16 values, without rounding the sum to bf16.
             let rounded: Vec<Value> = operands
                 .iter()
                 .zip(&wanted)
@@ -171,7 +172,7 @@ impl Pass<'_> {
         self.typed(new, node, operands, &wanted, Some(to))
     }
 
-    /// The node with operands of the wanted types; results that were f32 become `to`.
+    /// Adds a node with operands of the wanted types. Results that were f32 become `to`.
     fn typed(
         &mut self,
         new: &mut Graph,
@@ -201,7 +202,7 @@ impl Pass<'_> {
         let n = self.graph.node(node);
         match &n.op {
             Op::Einsum { .. } | Op::Take => return SHORT,
-            // Rows take the type of what they are written into.
+            // Rows have the type of the table that they are written into.
             Op::Put => return new.ty(operands[0]).dtype,
             Op::Reduce { op: ReduceOp::Sum | ReduceOp::Prod, .. } | Op::CumSum { .. } | Op::ScatterAdd => return LONG,
             Op::Map { f, .. } if wants_range(*f) => return LONG,
@@ -222,7 +223,7 @@ impl Pass<'_> {
         matches!(new.op(v), Op::Input { id, .. } if id.is_parameter() && !self.buffers.contains(id))
     }
 
-    /// Whether a product of elements is read by nothing but sums.
+    /// Whether only sums read a product of elements.
     fn is_only_summed(&self, node: NodeIndex) -> bool {
         let sum = |user: NodeIndex| matches!(self.graph.node(user).op, Op::Reduce { op: ReduceOp::Sum, .. });
         self.graph.users(node).all(|(user, _)| sum(user)) && !self.is_output(node)
@@ -232,7 +233,7 @@ impl Pass<'_> {
         self.graph.outputs.iter().any(|o| o.value.node == node)
     }
 
-    /// Whether a node is the gradient of a product's weight, to be reduced in f32.
+    /// Whether a node is the gradient of the weight of a product and should be reduced in f32.
     fn reduced_in_f32(&self, node: NodeIndex) -> bool {
         let n = self.graph.node(node);
         let is_product = matches!(n.op, Op::Einsum { .. }) && n.types[0].dtype == LONG;
@@ -240,7 +241,7 @@ impl Pass<'_> {
         self.precision.reduce == Reduction::F32 && is_product && n.origin.phase == Phase::Backward && ends
     }
 
-    /// A value in another float type; constants are made anew.
+    /// A value cast to another float type. For a constant, it is a new constant.
     fn cast(&mut self, new: &mut Graph, v: Value, to: DType, origin: &Origin) -> Value {
         if new.ty(v).dtype == to {
             return v;
@@ -258,7 +259,7 @@ impl Pass<'_> {
     }
 }
 
-/// Functions that `torch.autocast` computes in f32.
+/// Whether `torch.autocast` computes a function in f32.
 fn wants_range(f: MapFn) -> bool {
     matches!(f, MapFn::Exp | MapFn::Log | MapFn::Pow | MapFn::Sqrt | MapFn::Rsqrt | MapFn::Recip)
 }

@@ -109,7 +109,7 @@ pub struct PlannerReport {
 impl PlannerReport {
     /// The share of the cost by which other placements could be cheaper; unknown with more axes than are planned together.
     pub fn gap(&self) -> Option<f64> {
-        self.steps.last().filter(|_| self.complete).map(AxesReport::gap)
+        self.complete.then(|| self.steps.last().map_or(0.0, AxesReport::gap))
     }
 }
 

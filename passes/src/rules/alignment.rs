@@ -1,9 +1,9 @@
-//! Which dimensions of a reshape's operand become which of its result.
+//! Which dimensions of the operand of a reshape become which dimensions of its result.
 
 use std::ops::Range;
 
-/// Groups of dimensions with equal products, in order: `[4, 6, 5]` and `[4, 30]` give `4 = 4` and
-/// `6·5 = 30`. A dimension of extent 1 comes or goes by itself and is a group with nothing opposite.
+/// Groups of dimensions with equal products, in order: `[4, 6, 5]` and `[4, 30]` give `4 = 4` and `6·5 = 30`. A
+/// dimension of extent 1 is a group on its own, with no dimensions on the other side.
 pub fn aligned(from: &[usize], to: &[usize]) -> Vec<(Range<usize>, Range<usize>)> {
     let (mut i, mut j, mut groups) = (0, 0, Vec::new());
     while i < from.len() || j < to.len() {

@@ -1,23 +1,22 @@
-//! Where an operation's result lies, given where its operands lie: the only place where that is
-//! decided. Propagation, the e-graph's analysis, the checker and the lowering all ask here.
+//! The placement of the result of an operation, given those of its operands. This is the only code that decides it;
+//! propagation, the analysis of the e-graph, the checker and lowering all use it.
 
 use super::{FactorKind, Rule};
 use tpc_ir::{AxisId, AxisSet, Op, Partial, ReduceOp, Sharding, Type};
 
-/// Why operands placed like this cannot be combined without communication.
+/// Why operands cannot be combined without communication as they are placed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Misplaced {
-    /// Two operands cut one index differently.
+    /// Two operands shard one index differently.
     #[error("operands cut the same index differently: order and chunks must agree")]
     Disagree,
-    /// An index that must stay whole is cut.
+    /// An index that must stay whole is sharded.
     #[error("an index that the operation needs whole is sharded")]
     Whole,
-    /// One axis cuts two indices.
+    /// One axis shards two indices.
     #[error("one mesh axis cuts two different indices")]
     AxisTwice,
-    /// A partial operand meets one that is not the same on every rank, or a function that is not
-    /// linear in it.
+    /// A partial operand is combined with one that is not the same on every rank, or the operation is not linear in it.
     #[error("a partial operand may pass only where the operation is linear and all else is invariant")]
     Partial,
     /// The result would be partial under two reductions.
@@ -28,11 +27,11 @@ pub enum Misplaced {
     Redistribution,
 }
 
-/// The placement of a single-result operation's result. `given` supplies the placement of
-/// dimensions that only the result has (a broadcast, an iota, the rows of a scatter).
+/// The placement of the result of an operation with one result. `given` has the placement of dimensions that only the
+/// result has (a broadcast, an iota, the rows of a scatter).
 ///
 /// # Errors
-/// If the operands cannot be combined where they lie.
+/// The operands cannot be combined as they are placed.
 pub fn place(rule: &Rule, operands: &[&Type], given: Option<&Sharding>) -> Result<Sharding, Misplaced> {
     let mut cut: Vec<Option<&[AxisId]>> = vec![None; rule.factors.len()];
     for (ty, dims) in operands.iter().zip(&rule.operands) {
@@ -72,7 +71,7 @@ pub fn place(rule: &Rule, operands: &[&Type], given: Option<&Sharding>) -> Resul
     Ok(result)
 }
 
-/// The partial axes that pass from operands to the result.
+/// How the result is partial because operands are partial.
 fn passing(rule: &Rule, operands: &[&Type], used: AxisSet) -> Result<Option<Partial>, Misplaced> {
     let Some(first) = operands.iter().position(|t| t.sharding.partial.is_some()) else { return Ok(None) };
     let partial = operands[first].sharding.partial;
@@ -94,10 +93,10 @@ fn passing(rule: &Rule, operands: &[&Type], used: AxisSet) -> Result<Option<Part
     Ok(partial)
 }
 
-/// The placement of a redistribution's result.
+/// The placement of the result of a redistribution.
 ///
 /// # Errors
-/// If the operand does not have the axes where the operation expects them.
+/// The operand does not have the axes where the operation needs them.
 pub fn place_redistribution(op: &Op, operand: &Type) -> Result<Sharding, Misplaced> {
     let from = &operand.sharding;
     let bad = Misplaced::Redistribution;

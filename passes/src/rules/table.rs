@@ -1,18 +1,18 @@
-//! The rows. One match arm per operation; a new operation gets its strategies, its rewrites and its
-//! validation from its arm here.
+//! The rows of the factor table, one match arm per operation. A new operation gets its placements, its rewrites and its
+//! validation from its arm.
 
 use super::{Factor, FactorKind, Rule, aligned};
 use tpc_ir::{DType, MapFn, Op, ReduceOp, Type};
 
 use FactorKind::{Pass, Reduce, Whole};
 
-/// The row of an operation. `operands` and `results` give the shapes; placements are not looked at.
+/// The row of an operation. `operands` and `results` give the shapes; their placements are ignored.
 ///
-/// Redistributions have no row: they are what the rules of the e-graph move.
+/// The row of a redistribution is trivial, because the rules of the e-graph move redistributions.
 pub fn rule(op: &Op, operands: &[&Type], results: &[&Type]) -> Rule {
     let mut row = Row::default();
     let same = |row: &mut Row, n: usize, whole: Option<usize>| {
-        // Every operand and result has the same dimensions, one of which may have to stay whole.
+        // All operands and results have the same dimensions, of which one may have to stay whole.
         let dims: Vec<usize> = (0..results[0].rank())
             .map(|d| row.factor(if whole == Some(d) { Whole } else { Pass }, results[0].shape[d]))
             .collect();
@@ -43,18 +43,18 @@ pub fn rule(op: &Op, operands: &[&Type], results: &[&Type]) -> Rule {
             }
             row.increasing = matches!(op, Op::Map { f, .. } if f.is_increasing() && operands.len() == 1);
         }
-        // Only the result has dimensions; each rank makes its own chunk.
+        // Only the result has dimensions, and each rank computes its own chunk.
         Op::Input { .. } | Op::Fill(_) | Op::Iota => same(&mut row, 0, None),
         Op::Random { .. } => {
             same(&mut row, 0, None);
-            row.operands = vec![Vec::new()]; // the seed, a scalar
+            row.operands = vec![Vec::new()]; // The seed is a scalar.
         }
         Op::Slice { dim, .. } | Op::Pad { dim, .. } => {
             same(&mut row, 1, Some(*dim));
             row.linear = vec![vec![0]];
-            row.increasing = true; // the elements, or the same border on every rank
+            row.increasing = true; // Elements are kept, or are the same border on every rank.
             if matches!(op, Op::Pad { value, .. } if value.as_f64() != 0.0) {
-                row.linear.clear(); // a nonzero border would be added once per rank
+                row.linear.clear(); // A nonzero border would be added once per rank.
             }
         }
         Op::Index { dim, .. } => {
@@ -79,7 +79,7 @@ pub fn rule(op: &Op, operands: &[&Type], results: &[&Type]) -> Rule {
             same(&mut row, 1, Some(last));
             row.results = vec![row.results[0].clone(); 2];
         }
-        // [v, h…], [t…] -> [t…, h…]; v is summed: rows of other ranks give 0.
+        // [v, h…], [t…] -> [t…, h…]; v is summed, since rows of other ranks give 0.
         Op::Take => {
             let v = row.factor(Reduce(ReduceOp::Sum), operands[0].shape[0]);
             let h = row.factors(Pass, &operands[0].shape[1..]);
@@ -88,7 +88,7 @@ pub fn rule(op: &Op, operands: &[&Type], results: &[&Type]) -> Rule {
             row.results = vec![[t, h].concat()];
             row.linear = vec![vec![0]];
         }
-        // [t…], [t…, h…] -> [v, h…]; t is summed, v uses its index.
+        // [t…], [t…, h…] -> [v, h…]; t is summed, and the index refers to v.
         Op::ScatterAdd => {
             let v = row.factor(Pass, results[0].shape[0]);
             let h = row.factors(Pass, &results[0].shape[1..]);
@@ -97,7 +97,7 @@ pub fn rule(op: &Op, operands: &[&Type], results: &[&Type]) -> Rule {
             row.results = vec![[vec![v], h].concat()];
             row.linear = vec![vec![1]];
         }
-        // [v, h…], [t…], [t…, h…] -> [v, h…]; v uses its index, and the order of t decides.
+        // [v, h…], [t…], [t…, h…] -> [v, h…]; the index refers to v, and the order of t matters.
         Op::Put => {
             let v = row.factor(Pass, operands[0].shape[0]);
             let h = row.factors(Pass, &operands[0].shape[1..]);
@@ -107,7 +107,8 @@ pub fn rule(op: &Op, operands: &[&Type], results: &[&Type]) -> Rule {
             row.results = vec![table];
             row.linear = vec![vec![0, 2]];
         }
-        // What factored dimensions could not express stays whole, except dimensions that stand alone.
+        // A reshape that factored dimensions could not express needs its dimensions whole, except those that are
+        // neither merged nor split.
         Op::Reshape => reshape(&mut row, &operands[0].shape, &results[0].shape),
         Op::AllReduce { .. }
         | Op::AllGather { .. }
@@ -125,6 +126,7 @@ pub fn rule(op: &Op, operands: &[&Type], results: &[&Type]) -> Rule {
     }
 }
 
+/// A row under construction.
 #[derive(Default)]
 struct Row {
     all: Vec<Factor>,
@@ -145,8 +147,8 @@ impl Row {
     }
 }
 
-/// Whether what [`tpc_ir::MapFn::linear`] says holds for this element type: integers round quotients, and
-/// types without negative numbers round differences up to 0.
+/// Whether [`tpc_ir::MapFn::linear`] holds for an element type. Quotients of integers are rounded, and types without
+/// negative numbers cannot represent every difference.
 fn is_linear_over(f: MapFn, dtype: DType) -> bool {
     match f {
         MapFn::Div => dtype.is_float(),
@@ -155,8 +157,8 @@ fn is_linear_over(f: MapFn, dtype: DType) -> bool {
     }
 }
 
-/// Walks both shapes in step; where one dimension meets one of the same size it passes, and
-/// whatever is merged or split stays whole. Dimensions of size 1 come and go on their own.
+/// Aligns both shapes. A dimension that is aligned with one of the same size passes; dimensions that are merged or
+/// split stay whole. Dimensions of size 1 are aligned with nothing.
 fn reshape(row: &mut Row, from: &[usize], to: &[usize]) {
     row.linear = vec![vec![0]];
     row.increasing = true;
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reshape_passes_what_stands_alone() {
+    fn a_reshape_passes_unchanged_dimensions() {
         let (x, y) = (Type::new(DType::F32, [4, 6, 5]), Type::new(DType::F32, [4, 30]));
         let r = rule(&Op::Reshape, &[&x], &[&y]);
         assert_eq!(r.factors.iter().map(|f| f.kind).collect::<Vec<_>>(), [Pass, Whole, Whole, Whole]);

@@ -1,4 +1,4 @@
-//! From a plan to placements: of the program's inputs, and of the values at module boundaries.
+//! Turns a plan into placements of the inputs of a program and of values at module boundaries.
 
 use super::annotations::{Annotation, Annotations};
 use super::axes::PlanAxes;
@@ -6,33 +6,36 @@ use super::boundaries::Site;
 use super::claims::{Claims, Want};
 use super::cut::{Cuts, Indices};
 use super::data_placements::data_placements;
+use super::direction::Direction;
 use super::error::StyleError;
 use super::like_parameters::{gradients_like_parameters, states_like_parameters};
 use super::loss_parallel::loss_parallel;
 use super::modules::{Role, Weight, weights};
 use super::plan::{MeshDim, Plan};
 use super::regions::Regions;
-use super::way::Way;
 use crate::canonicalize::canonicalize;
 use petgraph::graph::NodeIndex;
 use std::collections::HashSet;
 use tpc_ir::reason::Demand;
 use tpc_ir::{AxisId, Graph, InputId, Mesh, Region, Sharding};
 
-/// The placements that a plan gives a logical graph on a mesh. Boundaries at which the plan places
-/// values are among the graph's regions ([`boundary_regions`]).
+/// The placements that a plan demands of a logical graph on a mesh. The regions of the graph must include those at
+/// whose boundaries the plan places values ([`boundary_regions`]).
 ///
 /// # Errors
-/// If the plan does not fit the model or the mesh.
+/// The plan does not fit the model or the mesh.
 pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, StyleError> {
     let PlanAxes { style: axis, data } = PlanAxes::of(mesh, plan)?;
     let all = weights(graph);
     let claims = Claims::of(graph, plan, &all, &graph.regions)?;
     let mut found = Annotations { mesh: mesh.clone(), ..Annotations::default() };
-    // An axis of one rank cuts nothing: no collective of one.
+    // An axis of one rank shards nothing, so that there are no collectives of one rank.
     if let Some(axis) = axis.filter(|&a| mesh.size(a) > 1) {
-        let mut groups: Vec<(NodeIndex, Vec<usize>)> =
-            claims.ways.iter().map(|(name, (way, _))| (all[name].input, features(&all[name], *way))).collect();
+        let mut groups: Vec<(NodeIndex, Vec<usize>)> = claims
+            .directions
+            .iter()
+            .map(|(name, (direction, _))| (all[name].input, features(&all[name], *direction)))
+            .collect();
         groups.sort_unstable();
         let mut indices = Indices::of(graph);
         let cuts = Cuts::new(graph, &mut indices, mesh.size(axis), &groups);
@@ -40,8 +43,8 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
             found.mesh = refined;
         }
         let parts = found.mesh.parts(mesh.name(axis));
-        for (parameter, (way, entry)) in &claims.ways {
-            let sharding = cut(graph, &all[parameter], *way, &cuts, &parts);
+        for (parameter, (direction, entry)) in &claims.directions {
+            let sharding = cut(graph, &all[parameter], *direction, &cuts, &parts);
             let why = Demand::Plan(entry.clone()).into();
             found.inputs.insert(InputId::Parameter(parameter.clone()), Annotation { sharding, why });
         }
@@ -64,16 +67,16 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
     Ok(found)
 }
 
-/// Applies a plan, or one style to the whole module, to a captured program along one dimension of a
-/// device mesh: PyTorch's entry point. Gives the canonical program and what the plan demands of it.
-/// `tp_mesh_dim` is a name or a position (negative from the end); without it styles shard along the
-/// plan's axis, else the axis named `tp`, else the only one.
+/// Applies a plan, or one style for the whole module, to a captured program along one dimension of a device mesh, as in
+/// PyTorch. Returns the canonical program and the placements that the plan demands. `tp_mesh_dim` is a name or a
+/// position (negative from the end). Without it, styles shard along the axis of the plan, otherwise along the axis
+/// named `tp`, otherwise along the only axis.
 ///
-/// Module boundaries at which the plan places values keep a value of their own in the canonical
-/// program; all others dissolve.
+/// The canonical program keeps the values at module boundaries at which the plan places values. Other boundaries are
+/// not kept.
 ///
 /// # Errors
-/// As [`annotate`] and [`boundary_regions`]; a mesh without that dimension.
+/// Those of [`annotate`] and [`boundary_regions`]. In addition, the mesh does not have the dimension.
 pub fn parallelize_module(
     module: &Graph,
     device_mesh: &Mesh,
@@ -92,12 +95,12 @@ pub fn parallelize_module(
     Ok((logical, annotations))
 }
 
-/// The regions at whose boundaries a plan places values; empty for plans that only cut parameters.
-/// `captured` is the program as it was recorded, whose shapes are the model's own; canonicalizing it
-/// with these regions keeps their values.
+/// The regions at whose boundaries a plan places values; empty for plans that only shard parameters. `captured` is the
+/// program as it was recorded, whose shapes are those of the model. If it is canonicalized with these regions, their
+/// values are kept.
 ///
 /// # Errors
-/// If the plan does not fit the model; a boundary that cannot be inferred.
+/// The plan does not fit the model, or a boundary cannot be inferred.
 pub fn boundary_regions(captured: &Graph, logical: &Graph, plan: &Plan) -> Result<Vec<Region>, StyleError> {
     let all = weights(logical);
     let claims = Claims::of(logical, plan, &all, &captured.regions)?;
@@ -125,19 +128,19 @@ pub fn boundary_regions(captured: &Graph, logical: &Graph, plan: &Plan) -> Resul
     Ok(unique)
 }
 
-/// The feature dimensions that a way cuts: of a linear its outputs or inputs, of a table its hidden
-/// dimensions or its rows.
-fn features(weight: &Weight, way: Way) -> Vec<usize> {
-    match (weight.role, way) {
-        (Role::Linear | Role::Convolution | Role::Embedding, Way::Rows) => weight.inner.clone(),
-        (_, Way::Columns) | (Role::Vector, _) => weight.outer.clone(),
+/// The feature dimensions that are cut in a direction: the outputs or inputs of a linear, the hidden dimensions or rows
+/// of a table.
+fn features(weight: &Weight, direction: Direction) -> Vec<usize> {
+    match (weight.role, direction) {
+        (Role::Linear | Role::Convolution | Role::Embedding, Direction::Rows) => weight.inner.clone(),
+        (_, Direction::Columns) | (Role::Vector, _) => weight.outer.clone(),
     }
 }
 
-/// Where a weight lies that is cut in that way.
-fn cut(graph: &Graph, weight: &Weight, way: Way, cuts: &Cuts, axes: &[AxisId]) -> Sharding {
+/// The placement of a weight that is cut in a direction.
+fn cut(graph: &Graph, weight: &Weight, direction: Direction, cuts: &Cuts, axes: &[AxisId]) -> Sharding {
     let mut sharding = Sharding::replicated(graph.node(weight.input).types[0].rank());
-    for dim in features(weight, way) {
+    for dim in features(weight, direction) {
         let taken = |axis: &AxisId| sharding.dims.iter().flatten().any(|other| other == axis);
         let axes = cuts.axes(weight.input, dim, axes);
         if !axes.iter().any(taken) {

@@ -1,4 +1,5 @@
-//! What a plan demands of a program: where its inputs lie, and through which placements values pass at module boundaries.
+//! The demands of a plan on a program: the placements of its inputs, and placements that values must have at module
+//! boundaries.
 
 use super::layout::OnAxes;
 use petgraph::graph::NodeIndex;
@@ -6,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use tpc_ir::reason::{Cause, Reason};
 use tpc_ir::{AxisId, InputId, Mesh, Sharding, Type};
 
-/// A placement that a plan demands, and the plan entry that demands it.
+/// A placement that a plan demands of an input, and the plan entry that demands it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Annotation {
     /// The placement.
@@ -24,45 +25,45 @@ pub struct Constraint {
     pub why: Reason,
 }
 
-/// A parameter that is stored more finely than it is computed with: it is gathered before the forward
-/// and backward pass use it, and the optimizer updates the stored shard (FSDP).
+/// How a parameter is used that is stored in smaller shards than computations need (FSDP): it is gathered before the
+/// forward and backward pass use it, and the optimizer updates the stored shard.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Storage {
-    /// Where the forward and backward pass want it.
+    /// The placement that the forward and backward pass need.
     pub compute: Sharding,
-    /// The plan entry that stores it so.
+    /// The plan entry that demands the storage.
     pub why: Reason,
-    /// Whether a style cuts it for computing.
+    /// Whether a style also shards the parameter.
     pub style: bool,
 }
 
-/// What a plan demands: of inputs that are not listed, that they are replicated; of other values,
-/// nothing.
+/// The demands of a plan. Inputs that are not listed are replicated; other values that are not listed are free.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Annotations {
     /// The mesh, with the axes split as far as the placements need.
     pub mesh: Mesh,
-    /// Where inputs are stored.
+    /// The placements in which inputs are stored.
     pub inputs: HashMap<InputId, Annotation>,
-    /// Inputs that are computed with elsewhere than they are stored.
+    /// The inputs that are gathered before they are used.
     pub gathered: HashMap<InputId, Storage>,
-    /// By node of the logical graph: through which placements its result passes, in order.
+    /// For nodes of the logical graph, the placements that the result must have, one after the other.
     pub results: HashMap<NodeIndex, Vec<Constraint>>,
-    /// By node and operand of the logical graph: through which placements the operand passes on its
-    /// way to this use.
+    /// For nodes of the logical graph and their operands, the placements that the operand must have before this use,
+    /// one after the other.
     pub uses: HashMap<(NodeIndex, u32), Vec<Constraint>>,
-    /// Nodes of the logical graph that add up what parts of the batch contribute. Terms that are partial sums stay so,
-    /// and their sum is reduced.
+    /// The nodes of the logical graph that add up terms from parts of the batch. Terms that are partial stay partial,
+    /// and only their sum is reduced.
     pub sums: HashSet<NodeIndex>,
 }
 
 impl Annotations {
-    /// Where an input of that type lies so far.
+    /// The placement of an input according to the demands so far.
     pub(super) fn placement(&self, id: &InputId, ty: &Type) -> Sharding {
         self.inputs.get(id).map_or_else(|| Sharding::replicated(ty.rank()), |a| a.sharding.clone())
     }
 
-    /// A placement that cuts an input along more axes than so far, and why: each axis has the entry that cuts along it.
+    /// An annotation that shards an input along more axes than so far. Its reason has, for each axis, the entry that
+    /// shards along it.
     pub(super) fn also(&self, id: &InputId, sharding: Sharding, why: &Reason) -> Annotation {
         let before = self.inputs.get(id).filter(|a| !a.sharding.is_replicated());
         let Some(before) = before else { return Annotation { sharding, why: why.clone() } };

@@ -1,4 +1,4 @@
-//! Which axes of a mesh a plan uses: the one that its styles shard along, and those of its data mode.
+//! Determines which axes of a mesh a plan uses: the axis along which its styles shard, and those of its data mode.
 
 use super::data::DataMode;
 use super::error::StyleError;
@@ -8,14 +8,15 @@ use tpc_ir::{AxisId, Mesh};
 
 /// The axes that a plan uses.
 pub(super) struct PlanAxes {
-    /// The one that styles shard along.
+    /// The axis along which styles shard.
     pub style: Option<AxisId>,
-    /// Those of the data mode.
+    /// The axes of the data mode.
     pub data: DataAxes,
 }
 
 impl PlanAxes {
-    /// Finds a plan's axes in a mesh. No axis serves both purposes, and unless the plan allows it each serves one.
+    /// Finds the axes of a plan in a mesh. No axis may have both purposes, and each must have one unless the plan
+    /// allows unused axes.
     pub fn of(mesh: &Mesh, plan: &Plan) -> Result<Self, StyleError> {
         let (style, data) = (style_axis(mesh, plan)?, data_axes(mesh, plan)?);
         if let Some(both) = style.filter(|a| data.batch.contains(a)) {
@@ -33,9 +34,9 @@ impl PlanAxes {
 /// The data axes of a plan on a mesh.
 #[derive(Default)]
 pub(super) struct DataAxes {
-    /// Those that shard the batch, major to minor.
+    /// The axes that shard the batch, major to minor.
     pub batch: Vec<AxisId>,
-    /// The one that parameters or their states are sharded over.
+    /// The axis over which parameters or their states are sharded.
     pub shard: Option<AxisId>,
 }
 
@@ -60,12 +61,13 @@ fn find_axis(mesh: &Mesh, name: &str) -> Result<AxisId, StyleError> {
     mesh.axis(name).ok_or_else(|| StyleError::NoAxis { axis: name.into(), mesh: mesh.to_string() })
 }
 
-/// A plan names the axes that a user made; their parts are the compiler's.
+/// Checks that a plan names an axis as a user may. Only the compiler names parts of axes.
 fn check_name(name: &str) -> Result<(), StyleError> {
     if is_name(name) { Ok(()) } else { Err(StyleError::AxisName(MeshError::Name(name.into()))) }
 }
 
-/// The axis that styles shard along: named by the plan, else `tp`, else the only one left.
+/// The axis along which styles shard: the one that the plan names, otherwise `tp`, otherwise the only one that the data
+/// mode does not use.
 fn style_axis(mesh: &Mesh, plan: &Plan) -> Result<Option<AxisId>, StyleError> {
     if plan.styles.is_empty() {
         return Ok(None);
@@ -74,7 +76,7 @@ fn style_axis(mesh: &Mesh, plan: &Plan) -> Result<Option<AxisId>, StyleError> {
         if let MeshDim::Name(name) = dim {
             check_name(name)?;
         }
-        // One rank needs no axes, but a position must exist even there.
+        // On a single rank, an axis that is named need not exist, but a position must.
         if mesh.axes().is_empty() && matches!(dim, MeshDim::Name(_)) {
             return Ok(None);
         }

@@ -1,18 +1,18 @@
-//! From what a plan wants at module boundaries to constraints on values and their uses.
+//! Turns layouts at module boundaries into constraints on values and their uses.
 
 use super::annotations::{Annotation, Annotations, Constraint};
 use super::claims::{Claims, Want, Wanted};
 use super::cut::Cuts;
 use super::dataflow::ancestors;
+use super::direction::Direction;
 use super::error::StyleError;
 use super::layout::{Layout, OnAxes, factored};
 use super::modules::Weight;
-use super::way::Way;
 use std::collections::BTreeMap;
 use tpc_ir::reason::{Demand, Reason, Side};
 use tpc_ir::{AxisId, Boundary, Graph, InputKind, MapFn, ModulePath, Op, Phase, Region, Sharding, Value};
 
-/// What is needed to place values at boundaries.
+/// Everything that is needed to place values at boundaries.
 pub(super) struct Site<'a> {
     pub graph: &'a Graph,
     pub cuts: &'a Cuts<'a>,
@@ -22,7 +22,7 @@ pub(super) struct Site<'a> {
 }
 
 impl Site<'_> {
-    /// Turns what a plan entry wants into constraints on uses and results.
+    /// Adds the constraints for what a plan entry wants at a boundary.
     pub fn constrain(&self, wanted: &Wanted, found: &mut Annotations) -> Result<(), StyleError> {
         let regions: Vec<&Region> = self.graph.regions.iter().filter(|r| r.path == wanted.path).collect();
         let side = |r: &Region| match wanted.side {
@@ -33,7 +33,7 @@ impl Site<'_> {
         for region in regions {
             let boundaries = side(region);
             if boundaries.is_empty() {
-                continue; // known from its other side
+                continue; // This region was inferred from the other side.
             }
             met = true;
             let Some(boundary) = boundaries.get(wanted.position) else {
@@ -83,7 +83,7 @@ impl Site<'_> {
         if let Some(dim) = dim {
             let runs = factored(&boundary.layout, &self.graph.ty(value).shape);
             let run = runs.map_or(0..0, |r| r[dim].clone());
-            // Whole heads where the features are heads; a dimension of extent 1 stays whole.
+            // Features that are heads are cut into whole heads. A dimension of extent 1 stays whole.
             let decided: Vec<usize> =
                 run.clone().filter(|&d| !self.cuts.axes(value.node, d, self.parts).is_empty()).collect();
             if decided.is_empty() {
@@ -115,11 +115,16 @@ impl Site<'_> {
         let read = self.graph.users(value.node).next().is_some()
             || self.graph.outputs.iter().any(|o| o.value.node == value.node);
         let (node, at) = if read || source == value { (value.node, at.clone()) } else { (source.node, seen(at)) };
-        // The product of a row-wise linear is reduced to where the result is wanted; its bias follows.
+        // The product of a row-wise linear is reduced to the placement of the result, before the bias is added.
         if let Op::Map { f: MapFn::Add, subs } = &self.graph.node(node).op {
             for (operand, letters) in self.graph.operands(node).iter().zip(&subs.operands) {
                 let rows = |w: &Weight| {
-                    w.user == operand.node && self.claims.ways.get(&w.name).is_some_and(|(way, _)| *way == Way::Rows)
+                    w.user == operand.node
+                        && self
+                            .claims
+                            .directions
+                            .get(&w.name)
+                            .is_some_and(|(direction, _)| *direction == Direction::Rows)
                 };
                 if self.all.values().any(rows) {
                     let of =
@@ -161,7 +166,7 @@ impl Site<'_> {
     }
 }
 
-/// The value below transposes and broadcasts, and what a placement of the view says of it.
+/// The value under transposes and broadcasts, and a function from a placement of the view to one of this value.
 fn through_view(graph: &Graph, value: Value) -> (Value, impl Fn(&OnAxes) -> OnAxes + use<>) {
     let mut source = value;
     let mut dims: Vec<usize> = (0..graph.ty(value).rank()).collect();

@@ -1,44 +1,44 @@
-//! What the styles of a plan say of the modules that its entries match: which parameters are cut, and what is wanted of
-//! values at module boundaries.
+//! Collects what the styles of a plan demand in the modules that its entries match: which parameters are cut, and
+//! layouts at module boundaries.
 
-use super::error::{Because, StyleError};
+use super::direction::Direction;
+use super::error::{Obstacle, StyleError};
 use super::modules::{Role, Weight, paths};
 use super::pattern::{Pattern, nearest};
 use super::plan::{Entry, Plan};
 use super::prepare::Prepare;
 use super::style::{Module, Placements};
-use super::way::Way;
 use std::collections::{BTreeMap, HashMap};
 use tpc_ir::reason::{self, Side};
 use tpc_ir::{Graph, ModulePath, Op, Region};
 
-/// What a plan wants of a value at a boundary.
+/// The demand of a plan entry for a value at a boundary.
 #[derive(Clone, Copy)]
 pub(super) enum Want {
     /// The layouts of a preparation, in order.
     Layouts(Prepare),
-    /// Sharded along this dimension, or the one before the features if there are fewer.
+    /// Sharding along a dimension, or along the one before the features if there are fewer dimensions.
     Sequence(isize),
 }
 
-/// A value at a boundary and what a plan entry wants of it.
+/// A value at a boundary, and what a plan entry wants for it.
 pub(super) struct Wanted {
     /// The module.
     pub path: ModulePath,
     /// Whether it is an argument or a result of the module.
     pub side: Side,
-    /// Which, from 0.
+    /// The index of the argument or result.
     pub position: usize,
-    /// What is wanted.
+    /// The demand.
     pub want: Want,
-    /// The plan entry, as reasons name it.
+    /// The plan entry, for reasons.
     pub entry: reason::Entry,
-    /// Its path pattern.
+    /// The path pattern of the entry.
     pub pattern: String,
 }
 
 impl Wanted {
-    /// The error about a boundary that cannot be seen.
+    /// The error for a boundary that cannot be inferred.
     pub fn unmarked(&self) -> StyleError {
         StyleError::Boundary {
             entry: self.pattern.clone(),
@@ -49,18 +49,18 @@ impl Wanted {
     }
 }
 
-/// Everything that the plan's styles say.
+/// Everything that the styles of a plan demand.
 #[derive(Default)]
 pub(super) struct Claims {
-    /// How parameters are cut, and by which entry.
-    pub ways: BTreeMap<ModulePath, (Way, reason::Entry)>,
-    /// What is wanted at boundaries.
+    /// The direction in which each parameter is cut, and the entry that demands it.
+    pub directions: BTreeMap<ModulePath, (Direction, reason::Entry)>,
+    /// The demands for values at boundaries.
     pub boundaries: Vec<Wanted>,
 }
 
 impl Claims {
-    /// What the styles of a plan say. `all` are the weights of the graph; modules are those that hold parameters, and
-    /// those of `regions`.
+    /// Collects the demands of the styles of a plan. `all` has the weights of the graph. The modules are those that
+    /// have parameters, and those of `regions`.
     pub fn of(
         graph: &Graph,
         plan: &Plan,
@@ -75,7 +75,7 @@ impl Claims {
             }
         }
         let mut claims = Claims::default();
-        // Which entry claims a parameter; two entries may have one path.
+        // The index of the entry that claims each parameter. Two entries may have the same path.
         let mut claimed: HashMap<ModulePath, usize> = HashMap::new();
         for (index, entry) in plan.styles.iter().enumerate() {
             let Entry { path: pattern, style } = entry;
@@ -93,22 +93,22 @@ impl Claims {
                 style.place(&Module::new(graph, all, module), &mut placements)?;
                 if placements.is_empty() {
                     if several && !holders.contains(module) {
-                        continue; // a region without parameters that a glob happens to match
+                        continue; // A wildcard also matches this region, which has no parameters.
                     }
                     return Err(StyleError::Nothing {
                         path: pattern.clone(),
                         style: style.name().into(),
                         module: module.clone(),
                         kind: None,
-                        because: Box::new(hindrance(graph, all, module, style.accepts())),
+                        because: Box::new(obstacle(graph, all, module, style.accepts())),
                     });
                 }
-                for (parameter, way) in placements.cuts {
+                for (parameter, direction) in placements.cuts {
                     let other = claimed.insert(parameter.clone(), index).filter(|&other| other != index);
-                    let before = claims.ways.insert(parameter.clone(), (way, name.clone()));
+                    let before = claims.directions.insert(parameter.clone(), (direction, name.clone()));
                     if let (Some(_), Some((earlier, first))) = (other, before) {
                         let (first, second) = (first.to_string(), name.to_string());
-                        return Err(StyleError::Twice { parameter, first, second, ways: [earlier, way] });
+                        return Err(StyleError::Twice { parameter, first, second, directions: [earlier, direction] });
                     }
                 }
                 let boundaries =
@@ -129,7 +129,7 @@ impl Claims {
     }
 }
 
-/// How a plan entry is called in reasons and errors.
+/// The name of a plan entry in reasons and errors.
 fn entry_name(entry: &Entry) -> reason::Entry {
     match entry.style.built_in() {
         Some(name) => reason::Entry::BuiltIn(name.into()),
@@ -137,21 +137,21 @@ fn entry_name(entry: &Entry) -> reason::Entry {
     }
 }
 
-/// Why a style that accepts something finds nothing of it in a module.
-fn hindrance(graph: &Graph, all: &BTreeMap<ModulePath, Weight>, module: &ModulePath, accepts: &str) -> Because {
+/// Why a style finds nothing that it accepts in a module.
+fn obstacle(graph: &Graph, all: &BTreeMap<ModulePath, Weight>, module: &ModulePath, accepts: &str) -> Obstacle {
     let parameters = graph.inputs().filter_map(|(_, id)| id.parameter()).filter(|name| name.is_below(module));
     let parameters: Vec<ModulePath> = parameters.cloned().collect();
     if !parameters.is_empty() && !parameters.iter().any(|name| all.contains_key(name)) {
-        return Because::Unused(parameters);
+        return Obstacle::Unused(parameters);
     }
     let own = || all.values().filter(|w| w.name.holder() == *module);
     let is_matrix = |w: &&Weight| matches!(graph.op(w.input.into()), Op::Input { layout, .. } if layout.len() > 1);
     if let Some(matrix) = own().filter(|w| w.role == Role::Vector).find(is_matrix) {
         let operation = graph.node(matrix.user).op.name();
-        return Because::NoProduct { parameter: matrix.name.clone(), operation };
+        return Obstacle::NoProduct { parameter: matrix.name.clone(), operation };
     }
     if own().any(|w| w.role == Role::Convolution && w.inner.is_empty()) {
-        return Because::Depthwise;
+        return Obstacle::Depthwise;
     }
-    Because::WorksOn(accepts.into())
+    Obstacle::WorksOn(accepts.into())
 }

@@ -1,14 +1,14 @@
-//! Which index of a weight an axis cuts: whole heads, and kv heads like the query heads they serve.
+//! Decides which index of a weight an axis cuts. Heads stay whole, and kv heads are cut like the query heads that use
+//! them.
 //!
-//! Dimensions that the program relates are one index (as in canonicalizing). An axis of n ranks cuts
-//! the first index of a weight's output (or input) features that can be cut: with kv heads g and
-//! groups r, `[g, r, hd]`, it cuts g if n ≤ g or nothing better divides, g and r by the two parts of
-//! the axis if g divides n, r alone if only r is divisible. The inside of a head is never cut: the last
-//! of several indices, and every index that a product of two activations sums together with it in the forward
-//! pass (the pairs of an interleaved rotary embedding, `[h, pairs, 2]`, which a query and its key are multiplied
-//! along). An index that is sliced or indexed (the thirds of q|k|v, the halves of a rotary embedding) cannot be
-//! cut. What was decided for one weight holds for every weight that has the index, but an axis cuts one
-//! dimension of a weight at most: the first.
+//! Dimensions that the program relates are one index, as in canonicalizing. An axis of n ranks cuts the first index of
+//! the output (or input) features of a weight that can be cut. With g kv heads and r query heads for each, `[g, r,
+//! hd]`, it cuts g and r by the two parts of the axis if g < n and g divides n, r alone if only r is divisible by n,
+//! and g otherwise. The inside of a head is never cut: that is the last of several indices, and every index that a
+//! product of two activations in the forward pass sums over together with it (the pairs of an interleaved rotary
+//! embedding, `[h, pairs, 2]`, over which the product of query and key sums). An index that is sliced or indexed (the
+//! thirds of q|k|v, the halves of a rotary embedding) cannot be cut. A decision for one weight holds for every weight
+//! that has the index, but an axis cuts at most one dimension of a weight, which is the first.
 
 use crate::rules::{FactorKind, rule};
 use petgraph::graph::NodeIndex;
@@ -16,31 +16,31 @@ use petgraph::unionfind::UnionFind;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::{AxisId, Graph, InputId, Op, Phase, Type, Value};
 
-/// A part of an axis.
+/// An axis, or a part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Part {
+pub enum AxisPart {
     /// The whole axis.
     Whole,
-    /// The major part after a split into this many.
+    /// The major part after a split into this many groups.
     Major(usize),
-    /// The minor part after a split into this many.
+    /// The minor part after a split into this many groups.
     Minor(usize),
 }
 
-/// The indices of a program's dimensions.
+/// The indices of the dimensions of a program.
 pub struct Indices {
     first: HashMap<Value, usize>,
     root: Vec<usize>,
     uncuttable: HashSet<usize>,
-    /// What each product of two activations in the forward pass sums over.
+    /// The indices that each product of two activations in the forward pass sums over.
     summed: Vec<HashSet<Index>>,
 }
 
-/// An index: a class of dimensions.
+/// An index, which is a class of related dimensions.
 pub type Index = usize;
 
 impl Indices {
-    /// Relates dimensions through every operation.
+    /// Relates the dimensions of a graph through every operation.
     pub fn of(graph: &Graph) -> Self {
         let mut first = HashMap::new();
         let mut count = 0;
@@ -98,7 +98,7 @@ impl Indices {
         sums
     }
 
-    /// Says that an index lies inside a head, and with it what is summed together with it.
+    /// Declares that an index is inside a head, and likewise every index that is summed together with it.
     fn inside_a_head(&mut self, index: Index) {
         let mut found = vec![index];
         while let Some(index) = found.pop() {
@@ -108,13 +108,13 @@ impl Indices {
         }
     }
 
-    /// The index of a dimension of a node's first result.
+    /// The index of a dimension of the first result of a node.
     pub fn of_dim(&self, node: NodeIndex, dim: usize) -> Index {
         self.root[self.first[&node.into()] + dim]
     }
 }
 
-/// Whether each node's value depends on the batch, and not on parameters and constants alone.
+/// For each node, whether it depends on data, and not only on parameters and constants.
 fn activations(graph: &Graph) -> Vec<bool> {
     let mut depends = vec![false; graph.len()];
     for node in graph.nodes() {
@@ -124,25 +124,25 @@ fn activations(graph: &Graph) -> Vec<bool> {
     depends
 }
 
-/// Decisions for one axis.
+/// The decisions for one axis.
 pub struct Cuts<'a> {
     indices: &'a Indices,
     ranks: usize,
-    decided: HashMap<Index, Vec<Part>>,
-    /// Whether the axis is split, and where.
+    decided: HashMap<Index, Vec<AxisPart>>,
+    /// The number of groups into which the axis is split, if it is.
     pub split: Option<usize>,
 }
 
 impl<'a> Cuts<'a> {
-    /// No decisions yet for an axis of that many ranks. `heads` lists feature dimension groups of
-    /// weights that will be cut; the last of several is inside a head and never cut.
+    /// Decides for an axis of `ranks` ranks. `groups` has the feature dimensions of each weight that should be cut; the
+    /// last of several is inside a head and never cut.
     pub fn new(graph: &Graph, indices: &'a mut Indices, ranks: usize, groups: &[(NodeIndex, Vec<usize>)]) -> Self {
         for (node, dims) in groups.iter().filter(|(_, dims)| dims.len() > 1) {
             let last = dims[dims.len() - 1];
             indices.inside_a_head(indices.of_dim(*node, last));
         }
         let mut cuts = Cuts { indices, ranks, decided: HashMap::new(), split: None };
-        // Weights with more indices know more: query heads before kv heads.
+        // Weights with more indices come first, so query heads before kv heads.
         let mut order: Vec<&(NodeIndex, Vec<usize>)> = groups.iter().collect();
         order.sort_by_key(|(node, dims)| (std::cmp::Reverse(dims.len()), *node));
         for (node, dims) in order {
@@ -162,7 +162,7 @@ impl<'a> Cuts<'a> {
             return;
         }
         let n = self.ranks;
-        let chosen: Vec<(Index, Vec<Part>)> = match free.as_slice() {
+        let chosen: Vec<(Index, Vec<AxisPart>)> = match free.as_slice() {
             [] => vec![],
             [(g, extent), (r, group), ..]
                 if *extent < n
@@ -171,22 +171,22 @@ impl<'a> Cuts<'a> {
                     && group % (n / extent) == 0 =>
             {
                 self.split = Some(*extent);
-                vec![(*g, vec![Part::Major(*extent)]), (*r, vec![Part::Minor(*extent)])]
+                vec![(*g, vec![AxisPart::Major(*extent)]), (*r, vec![AxisPart::Minor(*extent)])]
             }
             [(g, extent), (r, group), ..] if extent % n != 0 && group % n == 0 => {
-                vec![(*g, vec![]), (*r, vec![Part::Whole])]
+                vec![(*g, vec![]), (*r, vec![AxisPart::Whole])]
             }
-            [(g, _), ..] => vec![(*g, vec![Part::Whole])],
+            [(g, _), ..] => vec![(*g, vec![AxisPart::Whole])],
         };
         self.decided.extend(chosen);
     }
 
-    /// The axes that cut a dimension; `parts` is the axis, or its two parts where it is split.
+    /// The axes that cut a dimension. `parts` is the axis, or its two parts if it is split.
     pub fn axes(&self, node: NodeIndex, dim: usize, parts: &[AxisId]) -> Vec<AxisId> {
-        let one = |part: &Part| match part {
-            Part::Whole => parts.to_vec(),
-            Part::Major(_) => parts.first().copied().into_iter().collect(),
-            Part::Minor(_) => parts.last().copied().into_iter().collect(),
+        let one = |part: &AxisPart| match part {
+            AxisPart::Whole => parts.to_vec(),
+            AxisPart::Major(_) => parts.first().copied().into_iter().collect(),
+            AxisPart::Minor(_) => parts.last().copied().into_iter().collect(),
         };
         let decided = self.decided.get(&self.indices.of_dim(node, dim));
         decided.into_iter().flatten().flat_map(one).collect()

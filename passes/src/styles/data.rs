@@ -1,11 +1,11 @@
-//! What the data axes do: plain data parallelism, and what of a training step is sharded over them.
+//! Data modes: which tensors of a training step are sharded over the data axis.
 
 use tpc_ir::reason::Mode;
 
-/// What of a training step is sharded over the data axis, besides the batch.
+/// Which tensors of a training step are sharded over the data axis, in addition to the batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DataMode {
-    /// Nothing: every rank has all parameters, gradients are reduced
+    /// No others: every rank has all parameters, and gradients are reduced
     /// (`torch.nn.parallel.DistributedDataParallel`).
     Ddp,
     /// Parameters, gradients and optimizer state (Rajbhandari et al., "ZeRO", stage 3;
@@ -13,16 +13,16 @@ pub enum DataMode {
     Fsdp,
     /// Optimizer state (ZeRO stage 1).
     Zero1,
-    /// As [`DataMode::Fsdp`] over the data axis, and replicated over a second axis, over which the
-    /// batch is sharded too (FSDP's hybrid sharding).
+    /// Like [`DataMode::Fsdp`] over the data axis, and replicated over a second axis, over which the batch is sharded
+    /// too (hybrid sharding in FSDP).
     Hsdp {
-        /// Name of the axis of the replicas.
+        /// The name of the axis of the replicas.
         replicate_axis: String,
     },
 }
 
 impl DataMode {
-    /// Which mode it is, as a reason says it.
+    /// The mode as it appears in reasons.
     pub fn kind(&self) -> Mode {
         match self {
             DataMode::Ddp => Mode::Ddp,
@@ -32,7 +32,7 @@ impl DataMode {
         }
     }
 
-    /// The name in plan files.
+    /// The name used in plan files.
     pub fn name(&self) -> &'static str {
         self.kind().name()
     }

@@ -1,8 +1,8 @@
-//! What the data axes cut: the batch, and parameters and states where the mode says so.
+//! Shards the batch over the data axes, and parameters and states as far as the mode demands it.
 //!
-//! A dimension that a style already cuts simply gets the data axis as its minor one: parallelism in two
-//! dimensions needs no code of its own. The dimension of a parameter that is cut is the one whose
-//! largest shard is smallest; of several the outermost, whose shards are contiguous.
+//! A dimension that a style already shards gets the data axis as its minor one, so two-dimensional parallelism needs no
+//! separate code. A parameter is sharded along the dimension for which its largest shard is smallest. Of several, it is
+//! the outermost, whose shards are contiguous.
 
 use super::annotations::{Annotations, Storage};
 use super::axes::DataAxes;
@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use tpc_ir::reason::{Axes, Demand, Reason};
 use tpc_ir::{AxisId, Graph, InputId, Mesh, ModulePath, Op, Sharding, Type};
 
-/// Shards the batch, and parameters and states where the mode says so.
+/// Shards the batch, and parameters and states as far as the mode demands it.
 pub(super) fn data_placements(graph: &Graph, mesh: &Mesh, mode: &DataMode, data: &DataAxes, found: &mut Annotations) {
     let fine = |axis: &AxisId| found.mesh.parts(mesh.name(*axis));
     let batch: Vec<AxisId> = data.batch.iter().filter(|&&a| mesh.size(a) > 1).flat_map(fine).collect();
@@ -32,7 +32,7 @@ pub(super) fn data_placements(graph: &Graph, mesh: &Mesh, mode: &DataMode, data:
                 let rows = factored(layout, &ty.shape).and_then(|r| r.first().cloned()).filter(|r| !r.is_empty());
                 let Some(rows) = rows else { continue };
                 let mut sharding = now;
-                // The data axes are the major ones: a style may shard the batch too.
+                // The data axes are the major ones, because a style may shard the batch too.
                 sharding.dims[rows.start].splice(0..0, batch.iter().copied());
                 let placed = found.also(id, sharding, &Demand::Batch(names(&data.batch)).into());
                 found.inputs.insert(id.clone(), placed);
@@ -56,7 +56,7 @@ pub(super) fn data_placements(graph: &Graph, mesh: &Mesh, mode: &DataMode, data:
         let ty = &graph.node(node).types[0];
         let InputId::State { owner: parameter, .. } = id else { continue };
         if !shapes.contains_key(parameter) {
-            continue; // kept by a module, and placed by what is written into it
+            continue; // A module keeps this state, which is placed like what is written into it.
         }
         let like = storage.get(parameter).filter(|_| shapes.get(parameter) == Some(&&ty.shape)).cloned();
         let sharding = like.unwrap_or_else(|| {
@@ -68,7 +68,7 @@ pub(super) fn data_placements(graph: &Graph, mesh: &Mesh, mode: &DataMode, data:
     }
 }
 
-/// A placement cut by `axes` in addition, where the largest shard becomes smallest.
+/// A placement that is also sharded by `axes`, along the dimension for which the largest shard is smallest.
 fn sharded(ty: &Type, at: &Sharding, axes: &[AxisId], mesh: &Mesh) -> Sharding {
     let cut = |dim: usize| axes.iter().fold(at.clone(), |s, &a| s.pushed(dim, a));
     let size = |s: &Sharding| ty.placed(s.clone()).max_local_shape(mesh).iter().product::<usize>();

@@ -1,9 +1,9 @@
-//! What a value of a captured program is computed from, and of which value it is a view.
+//! Dataflow in a captured program: what a value is computed from, and which value it is a view of.
 
 use petgraph::graph::NodeIndex;
 use tpc_ir::{Graph, InputKind, MapFn, Op, Value};
 
-/// Whether each node is `node` or one that it depends on.
+/// For each node, whether it is `node` or one that `node` depends on.
 pub fn ancestors(graph: &Graph, node: NodeIndex) -> Vec<bool> {
     let mut seen = vec![false; graph.len()];
     let mut stack = vec![node];
@@ -15,18 +15,18 @@ pub fn ancestors(graph: &Graph, node: NodeIndex) -> Vec<bool> {
     seen
 }
 
-/// Whether an operation only shows its operand in another shape or order.
+/// Whether an operation only changes the shape or the order of its operand.
 pub(super) fn is_view(op: &Op) -> bool {
     matches!(op, Op::Reshape | Op::Map { f: MapFn::Identity, .. })
 }
 
-/// Whether a value is computed from the step's data; tables and parameters are not.
-pub(super) fn made_from_data(graph: &Graph, value: Value) -> bool {
+/// Whether a value depends on the data of the step. Parameters and constant tables do not.
+pub(super) fn depends_on_data(graph: &Graph, value: Value) -> bool {
     let above = ancestors(graph, value.node);
     graph.inputs().any(|(node, id)| id.kind() == InputKind::Data && above[node.index()])
 }
 
-/// The value of which another is a transpose, a reshape or a broadcast.
-pub(super) fn behind_views(graph: &Graph, value: Value) -> Value {
-    if is_view(graph.op(value)) { behind_views(graph, graph.operands(value.node)[0]) } else { value }
+/// The value of which a value is a transpose, a reshape or a broadcast; the value itself if it is none.
+pub(super) fn viewed(graph: &Graph, value: Value) -> Value {
+    if is_view(graph.op(value)) { viewed(graph, graph.operands(value.node)[0]) } else { value }
 }

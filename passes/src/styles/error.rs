@@ -1,8 +1,8 @@
-//! Why a plan does not fit a model or a mesh, in words.
+//! Errors of plans that do not fit a model or a mesh.
 
+use super::direction::Direction;
 use super::layout::Layout;
 use super::pattern::{Nearest, PatternError};
-use super::way::Way;
 use std::fmt;
 use tpc_ir::mesh::MeshError;
 use tpc_ir::{ModulePath, quote};
@@ -15,18 +15,18 @@ pub enum StyleError {
     NoModule {
         /// The path.
         path: String,
-        /// Existing ones like it.
+        /// Similar paths that exist.
         nearest: Vec<String>,
     },
-    /// A path that is no pattern.
-    #[error("plan entry `{}` is no path pattern: {problem}", quote::cut(.path))]
+    /// A path that is not a pattern.
+    #[error("plan entry `{}` is not a path pattern: {problem}", quote::cut(.path))]
     Pattern {
         /// The path.
         path: String,
-        /// What is wrong with the line.
+        /// The fault of the pattern.
         problem: PatternError,
     },
-    /// A path that matches modules without anything the style can work on.
+    /// A path that matches a module in which the style has nothing to place.
     #[error(
         "plan entry `{}` ({style}) finds nothing to parallelize in `{module}`{}: {because}",
         quote::cut(.path),
@@ -39,12 +39,12 @@ pub enum StyleError {
         style: String,
         /// The module.
         module: ModulePath,
-        /// The module's type, where it is known.
+        /// The type of the module, if it is known.
         kind: Option<String>,
-        /// What is in the way.
-        because: Box<Because>,
+        /// Why it finds nothing.
+        because: Box<Obstacle>,
     },
-    /// A path that matches a module whose parameters belong to another one.
+    /// A path that matches a module whose parameters belong to another module.
     #[error(
         "plan entry `{}` names `{module}`{}, which shares its weights: `{}` is `{}` under another name (tied), and one style places both; remove this entry and name `{}`{}",
         quote::cut(.path),
@@ -57,14 +57,14 @@ pub enum StyleError {
     Tied {
         /// The plan entry.
         path: String,
-        /// The module that it names.
+        /// The module that it matches.
         module: ModulePath,
-        /// The module's type, where it is known.
+        /// The type of the module, if it is known.
         kind: Option<String>,
-        /// What it shares.
-        same: Box<Same>,
+        /// The parameter that it shares.
+        same: Box<TiedNames>,
     },
-    /// A path that matches a module that the program has nothing of.
+    /// A path that matches a module of which the program has nothing.
     #[error(
         "plan entry `{}` names `{module}`{}, {}",
         quote::cut(.path),
@@ -76,27 +76,27 @@ pub enum StyleError {
         path: String,
         /// The module.
         module: ModulePath,
-        /// The module's type, where it is known.
+        /// The type of the module, if it is known.
         kind: Option<String>,
-        /// The parameters that it holds.
+        /// The parameters of the module.
         parameters: Vec<ModulePath>,
     },
-    /// A mesh of more dimensions than a prepare function takes.
+    /// A mesh with more dimensions than a prepare function accepts.
     #[error("device_mesh has dims {dims} but expected to be 1 for {what}.")]
     MeshDims {
-        /// Dimensions of the mesh.
+        /// The number of dimensions of the mesh.
         dims: usize,
         /// `input` or `output`.
         what: &'static str,
     },
-    /// No logits that are sharded over the vocabulary.
+    /// No logits are sharded over the vocabulary.
     #[error(
         "loss_parallel needs logits that are sharded over the vocabulary: give the model's last linear the style ColwiseParallel"
     )]
     LossParallel,
-    /// A boundary that is neither marked nor shown by parameters.
+    /// A boundary that is neither marked nor can be inferred from parameters.
     #[error(
-        "plan entry `{}` places {side} of `{module}`, but where that module begins and ends cannot be seen from its parameters: mark it in the model, `tpc::scope(\"{scope}\", inputs, |inputs| …)` around the module's call",
+        "plan entry `{}` places {side} of `{module}`, but its boundaries cannot be inferred from its parameters: mark them in the model with `tpc::scope(\"{scope}\", inputs, |inputs| …)` around the module's call",
         quote::cut(.entry)
     )]
     Boundary {
@@ -106,7 +106,7 @@ pub enum StyleError {
         side: &'static str,
         /// The module.
         module: ModulePath,
-        /// The path to give to `tpc::scope`.
+        /// The path to pass to `tpc::scope`.
         scope: ModulePath,
     },
     /// A layout for an argument or result that the module does not have.
@@ -119,11 +119,11 @@ pub enum StyleError {
         entry: String,
         /// `argument` or `result`.
         side: &'static str,
-        /// Which, from 0.
+        /// The index of the argument or result.
         position: usize,
         /// The module.
         module: ModulePath,
-        /// How many there are.
+        /// The number that the module has.
         count: usize,
     },
     /// A layout that shards a dimension that the tensor does not have.
@@ -137,32 +137,32 @@ pub enum StyleError {
         entry: String,
         /// The layout.
         layout: Layout,
-        /// Which, from 0: `argument 0`, `result 1`.
+        /// The argument or result, as in `argument 0`.
         tensor: String,
         /// The module.
         module: ModulePath,
         /// Its shape as the model knows it.
         shape: Vec<usize>,
     },
-    /// One parameter under two styles.
+    /// Two entries that claim the same parameter.
     #[error(
         "parameter `{parameter}` is claimed by two plan entries, `{}` ({}) and `{}` ({}): remove one of them",
-        quote::cut(.first), .ways[0], quote::cut(.second), .ways[1]
+        quote::cut(.first), .directions[0], quote::cut(.second), .directions[1]
     )]
     Twice {
         /// The parameter.
         parameter: ModulePath,
-        /// One entry.
+        /// One of the entries.
         first: String,
         /// The other.
         second: String,
-        /// How each of them cuts it.
-        ways: [Way; 2],
+        /// The direction in which each of them cuts it.
+        directions: [Direction; 2],
     },
-    /// A text that names no axis of any mesh.
+    /// A text that cannot name an axis of a mesh.
     #[error("the plan: {0}")]
     AxisName(MeshError),
-    /// The plan's axis is not in the mesh.
+    /// The axis of the plan is not in the mesh.
     #[error(
         "the plan shards along the axis `{axis}`, but the mesh has no such axis ({mesh}): add `{axis}=N` to the mesh or change the plan's axis"
     )]
@@ -175,24 +175,24 @@ pub enum StyleError {
     /// A position that the mesh does not have.
     #[error("the plan shards along dimension `{index}` of the mesh, which has {dims} ({mesh})")]
     NoDimension {
-        /// The position; negative from the end.
+        /// The position, negative from the end.
         index: isize,
-        /// Dimensions of the mesh.
+        /// The number of dimensions of the mesh.
         dims: usize,
         /// The mesh.
         mesh: String,
     },
-    /// One axis for two purposes.
+    /// One axis with two purposes.
     #[error("the plan uses the mesh axis `{axis}` twice, for {first} and for {second}: give each an axis of its own")]
     AxisTwice {
         /// The axis.
         axis: String,
-        /// One purpose.
+        /// One of the purposes.
         first: &'static str,
         /// The other.
         second: &'static str,
     },
-    /// An axis that nothing uses.
+    /// An axis that the plan does not use.
     #[error(
         "the mesh axis `{axis}` is not used by the plan: every rank along it would compute the same; remove it from the mesh or give it a data mode"
     )]
@@ -202,17 +202,17 @@ pub enum StyleError {
     },
 }
 
-/// Why a program has nothing of a module, and what to do.
+/// Why a program has nothing of a module, and the fix.
 fn absence(module: &ModulePath, parameters: &[ModulePath]) -> String {
     match parameters {
         [] => format!(
-            "which has no parameters, and nothing shows where it begins and ends: remove the entry, or mark the module's call in the model with `tpc::scope(\"{module}\", inputs, |inputs| …)`"
+            "which has no parameters that show its boundaries: remove the entry, or mark the module's call in the model with `tpc::scope(\"{module}\", inputs, |inputs| …)`"
         ),
         some => format!("whose parameters ({}) the program does not use: remove the entry", listed(some)),
     }
 }
 
-/// Which style of a table cuts what a head with the same weights computes.
+/// The style of a table that cuts the outputs of a head with the same weights.
 fn rows_of_table(is_table: bool) -> &'static str {
     match is_table {
         true => ": RowwiseParallel there cuts the rows of the embedding, which are the outputs of the head",
@@ -220,21 +220,21 @@ fn rows_of_table(is_table: bool) -> &'static str {
     }
 }
 
-/// The layouts that a tensor of that rank can have.
+/// The layouts that a tensor of a rank can have.
 fn layouts_of(rank: usize) -> String {
     match rank {
-        0 => "and a single number is only ever Replicate".into(),
+        0 => "and a scalar can only be Replicate".into(),
         1 => "use Shard(0) or Replicate".into(),
         rank => format!("use Shard(0) to Shard({}) or Replicate", rank - 1),
     }
 }
 
-/// A parameter that has two names.
+/// A parameter with two names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Same {
-    /// The parameter as the module that a plan names calls it.
+pub struct TiedNames {
+    /// The path of the parameter in the module that the plan names.
     pub parameter: ModulePath,
-    /// The same parameter as the program calls it.
+    /// The path of the same parameter in the program.
     pub shared: ModulePath,
     /// Whether it is the table of an embedding.
     pub table: bool,
@@ -242,34 +242,34 @@ pub struct Same {
 
 /// Why a style finds nothing in a module.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Because {
-    /// The style works on something else.
+pub enum Obstacle {
+    /// The style accepts something else.
     WorksOn(String),
-    /// The forward pass does not use any of these parameters, which are all that the module has.
+    /// The forward pass does not use the parameters of the module, which are listed.
     Unused(Vec<ModulePath>),
-    /// A matrix that the program does not multiply with as it is, and the operation that reads it.
+    /// A matrix that no product reads directly.
     NoProduct {
         /// The matrix.
         parameter: ModulePath,
-        /// The operation.
+        /// The operation that reads it.
         operation: String,
     },
-    /// A convolution whose output channels have one input channel each.
+    /// A convolution in which each output channel has one input channel.
     Depthwise,
 }
 
-impl fmt::Display for Because {
+impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Because::WorksOn(accepts) => write!(f, "it works on {accepts}"),
-            Because::Unused(parameters) => {
+            Obstacle::WorksOn(accepts) => write!(f, "it works on {accepts}"),
+            Obstacle::Unused(parameters) => {
                 write!(f, "the forward pass does not use its parameters ({}); remove the entry", listed(parameters))
             }
-            Because::NoProduct { parameter, operation } => write!(
+            Obstacle::NoProduct { parameter, operation } => write!(
                 f,
-                "`{parameter}` is read by `{operation}`, and the style cuts only what enters a product as it is; remove the entry, and every rank keeps the whole of it"
+                "`{parameter}` is read by `{operation}`, but the style cuts only weights that a product reads directly; remove the entry to keep it whole on every rank"
             ),
-            Because::Depthwise => write!(
+            Obstacle::Depthwise => write!(
                 f,
                 "each of its output channels has one input channel, so there are no input channels to cut; ColwiseParallel cuts its output channels"
             ),
@@ -277,7 +277,7 @@ impl fmt::Display for Because {
     }
 }
 
-/// The first of some names.
+/// The first few of some names.
 fn listed(names: &[ModulePath]) -> String {
     const MOST: usize = 3;
     let shown = names.iter().take(MOST).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");

@@ -1,19 +1,19 @@
-//! Layouts: where one value lies along the one axis of a style, in PyTorch's words.
+//! Layouts: the placement of a value along the axis of a style, in PyTorch's terms.
 
 use std::fmt;
 use tpc_ir::{AxisId, Sharding};
 
-/// The placement of a value on a style's axis (`torch.distributed.tensor.placement_types`).
+/// The placement of a value along the axis of a style (`torch.distributed.tensor.placement_types`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
     /// Every rank holds the whole value.
     Replicate,
-    /// A dimension is sharded, counted as the model counts it; negative from the end.
+    /// A dimension of the shape that the model knows is sharded. Negative numbers count from the end.
     Shard(isize),
 }
 
 impl Layout {
-    /// Reads what `Display` writes: `Replicate` (or `Replicate()`), `Shard(0)`, `Shard(-1)`.
+    /// Parses what `Display` writes: `Replicate` (or `Replicate()`), `Shard(0)`, `Shard(-1)`.
     pub fn parse(text: &str) -> Option<Self> {
         if matches!(text, "Replicate" | "Replicate()") {
             return Some(Layout::Replicate);
@@ -22,10 +22,10 @@ impl Layout {
         dim.trim().strip_prefix("dim=").unwrap_or(dim.trim()).parse().ok().map(Layout::Shard)
     }
 
-    /// The dimension that is sharded, of a value with so many; `None` for `Replicate`.
+    /// The sharded dimension of a value with `rank` dimensions; `None` for `Replicate`.
     ///
     /// # Errors
-    /// The number of dimensions, if there is no such dimension.
+    /// There is no such dimension: the number of dimensions.
     pub fn dim(self, rank: usize) -> Result<Option<usize>, usize> {
         let Layout::Shard(dim) = self else { return Ok(None) };
         let dim = if dim < 0 { dim + rank as isize } else { dim };
@@ -42,8 +42,8 @@ impl fmt::Display for Layout {
     }
 }
 
-/// For every dimension of a layout the dimensions of the factored shape that it became; a dimension
-/// of extent 1 has none. `None` if the shape is not a factoring of the layout.
+/// For each dimension of the shape that the model knows, the dimensions of the factored shape that it became; a
+/// dimension of extent 1 has none. `None` if the shape is not a factoring of `layout`.
 pub fn factored(layout: &[usize], shape: &[usize]) -> Option<Vec<std::ops::Range<usize>>> {
     let mut at = 0;
     let mut ranges = Vec::new();
@@ -62,22 +62,22 @@ pub fn factored(layout: &[usize], shape: &[usize]) -> Option<Vec<std::ops::Range
         }
         ranges.push(start..at);
     }
-    // Extents of 1 that were kept belong to nobody.
+    // The remaining dimensions, of extent 1, belong to none.
     shape[at..].iter().all(|&n| n == 1).then_some(ranges)
 }
 
-/// A placement of a value on some axes, said of its (factored) dimensions. On other axes the value
-/// stays as it is.
+/// A placement of a value on some axes, in terms of its factored dimensions. On other axes, the placement is not
+/// changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OnAxes {
-    /// The axes of which this speaks.
+    /// The axes that are concerned.
     pub axes: Vec<AxisId>,
-    /// For every dimension those of the axes that cut it, major to minor.
+    /// For each dimension, those of the axes that shard it, major to minor.
     pub dims: Vec<Vec<AxisId>>,
 }
 
 impl OnAxes {
-    /// A placement that is not partial, changed on these axes. They become minor to those that stay.
+    /// A placement changed on these axes, which become minor to the remaining ones.
     pub fn applied(&self, from: &Sharding) -> Sharding {
         let mut to = from.clone();
         for (dim, want) in to.dims.iter_mut().zip(&self.dims) {

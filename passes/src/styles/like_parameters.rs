@@ -1,4 +1,4 @@
-//! What lies like a parameter: its states in the optimizer and its gradient.
+//! Places the optimizer states and the gradient of a parameter like the parameter.
 
 use super::annotations::{Annotation, Annotations, Constraint};
 use super::layout::OnAxes;
@@ -11,7 +11,7 @@ pub(super) fn parameter_shapes(graph: &Graph) -> HashMap<&ModulePath, &Vec<usize
     graph.inputs().filter_map(|(n, id)| Some((id.parameter()?, &graph.node(n).types[0].shape))).collect()
 }
 
-/// Optimizer state of a parameter's shape lies like the parameter.
+/// Places optimizer state like its parameter, if both have the same shape.
 pub(super) fn states_like_parameters(graph: &Graph, inputs: &mut HashMap<InputId, Annotation>) {
     let shapes = parameter_shapes(graph);
     for (node, id) in graph.inputs() {
@@ -23,8 +23,8 @@ pub(super) fn states_like_parameters(graph: &Graph, inputs: &mut HashMap<InputId
     }
 }
 
-/// On the axes that cut parameters a gradient is brought to where its parameter lies: it is reduced to
-/// that shard, and moved once instead of the parameter and every state in the optimizer.
+/// Places gradients like their parameters, on the axes that shard parameters. A gradient is then reduced to the shard,
+/// and it is moved once instead of the parameter and every state in the optimizer.
 pub(super) fn gradients_like_parameters(graph: &Graph, axes: &[AxisId], found: &mut Annotations) {
     if axes.is_empty() {
         return;
@@ -43,7 +43,7 @@ pub(super) fn gradients_like_parameters(graph: &Graph, axes: &[AxisId], found: &
     }
 }
 
-/// The part of a placement that speaks of some axes.
+/// The part of a placement that concerns some axes.
 fn only(sharding: &Sharding, axes: &[AxisId]) -> Vec<Vec<AxisId>> {
     sharding.dims.iter().map(|d| d.iter().copied().filter(|a| axes.contains(a)).collect()).collect()
 }

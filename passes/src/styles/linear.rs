@@ -1,54 +1,60 @@
-//! Column-wise and row-wise parallel linears, embeddings and convolutions (Megatron-LM's two kinds of
-//! tensor-parallel layer; `torch.distributed.tensor.parallel.ColwiseParallel` and `RowwiseParallel`).
+//! Column-wise and row-wise parallel linears, embeddings and convolutions: the two kinds of tensor-parallel layers of
+//! Megatron-LM (`torch.distributed.tensor.parallel.ColwiseParallel` and `RowwiseParallel`).
 
+use super::direction::Direction;
 use super::error::StyleError;
 use super::layout::Layout;
 use super::modules::{Role, Weight};
 use super::prepare::Prepare;
 use super::style::{Module, ParallelStyle, Placements};
-use super::way::Way;
 
 const ACCEPTS: &str = "a linear, an embedding or a convolution";
 
-/// Output features (of an embedding the hidden dimension, of a convolution the output channels) are
-/// sharded, and the bias with them.
+/// Shards the output features (of an embedding, the hidden dimension; of a convolution, the output channels) and the
+/// bias.
 ///
-/// PyTorch's defaults, a replicated input and an output sharded on its last dimension, are what
-/// costs nothing here; a layout that is given is a constraint.
+/// In PyTorch, the input is replicated and the output is sharded on its last dimension by default. Here the compiler
+/// chooses these placements, which are usually the same; a layout that is given is a constraint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ColwiseParallel {
-    /// Layout in which the input is taken; it is then replicated.
+    /// The layout of the input, which is then replicated.
     pub input_layouts: Option<Layout>,
-    /// Layout into which the output is brought.
+    /// The layout to which the output is redistributed.
     pub output_layouts: Option<Layout>,
-    /// Instead of the input's layout: one of the prepare functions.
+    /// A prepare function, instead of the layout of the input.
     pub prepare_input: Option<Prepare>,
-    /// Instead of the output's layout: one of the prepare functions.
+    /// A prepare function, instead of the layout of the output.
     pub prepare_output: Option<Prepare>,
 }
 
-/// Input features (of an embedding the rows, of a convolution the input channels) are sharded; the
-/// result is a partial sum, reduced, and the bias is added once.
+/// Shards the input features (of an embedding, the rows; of a convolution, the input channels). The result is a partial
+/// sum, which is reduced, and the bias is added once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RowwiseParallel {
-    /// Layout in which the input is taken; it is then sharded on its last dimension (of an embedding:
-    /// replicated; of a convolution: sharded on its channels, `Shard(1)`).
+    /// The layout of the input, which is then sharded on its last dimension (for an embedding, replicated; for a
+    /// convolution, sharded on its channels, `Shard(1)`).
     pub input_layouts: Option<Layout>,
-    /// Layout into which the output is brought.
+    /// The layout to which the output is redistributed.
     pub output_layouts: Option<Layout>,
-    /// Instead of the input's layout: one of the prepare functions.
+    /// A prepare function, instead of the layout of the input.
     pub prepare_input: Option<Prepare>,
-    /// Instead of the output's layout: one of the prepare functions.
+    /// A prepare function, instead of the layout of the output.
     pub prepare_output: Option<Prepare>,
 }
 
-/// Cuts the module's own weights and prepares its only argument and result.
-fn place(module: &Module<'_>, to: &mut Placements, way: Way, input: Option<Prepare>, output: Option<Prepare>) {
+/// Cuts the weights of a module, and prepares its only argument and result.
+fn place(
+    module: &Module<'_>,
+    to: &mut Placements,
+    direction: Direction,
+    input: Option<Prepare>,
+    output: Option<Prepare>,
+) {
     let before = to.cuts.len();
     // A depthwise convolution has no input channels to cut.
-    let has = |w: &&Weight| w.role != Role::Vector && (way == Way::Columns || !w.inner.is_empty());
+    let has = |w: &&Weight| w.role != Role::Vector && (direction == Direction::Columns || !w.inner.is_empty());
     for weight in module.parameters().filter(has) {
-        to.cut(module, weight, way);
+        to.cut(module, weight, direction);
     }
     if to.cuts.len() == before {
         return;
@@ -73,7 +79,7 @@ impl ParallelStyle for ColwiseParallel {
     fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         let input = self.input_layouts.map(|l| Prepare::from(l, Layout::Replicate));
         let output = self.output_layouts.map(Prepare::to);
-        place(module, to, Way::Columns, self.prepare_input.or(input), self.prepare_output.or(output));
+        place(module, to, Direction::Columns, self.prepare_input.or(input), self.prepare_output.or(output));
         Ok(())
     }
 }
@@ -97,7 +103,7 @@ impl ParallelStyle for RowwiseParallel {
         };
         let input = self.input_layouts.map(|l| Prepare::from(l, desired));
         let output = self.output_layouts.map(Prepare::to);
-        place(module, to, Way::Rows, self.prepare_input.or(input), self.prepare_output.or(output));
+        place(module, to, Direction::Rows, self.prepare_input.or(input), self.prepare_output.or(output));
         Ok(())
     }
 }

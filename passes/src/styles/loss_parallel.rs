@@ -1,4 +1,4 @@
-//! Loss parallelism: cross entropy reads logits that stay sharded over the vocabulary.
+//! Loss parallelism: logits stay sharded over the vocabulary through the cross entropy.
 
 use super::annotations::{Annotations, Constraint};
 use super::dataflow::ancestors;
@@ -10,15 +10,15 @@ use std::collections::BTreeMap;
 use tpc_ir::reason::Demand;
 use tpc_ir::{AxisId, Graph, InputId, ModulePath, Op, Phase};
 
-/// Cross entropy reads the logits where the column-wise last linears leave them, also if a layout
-/// gathers what leaves the model.
+/// Constrains the cross entropy to read the logits as the column-wise last linears leave them, even if a layout gathers
+/// the output of the model.
 pub(super) fn loss_parallel(
     graph: &Graph,
     all: &BTreeMap<ModulePath, Weight>,
     parts: &[AxisId],
     found: &mut Annotations,
 ) -> Result<(), StyleError> {
-    // Every product with a weight; a tied table's second use is one too.
+    // All products with a weight, including the second use of a tied table.
     let products: Vec<(NodeIndex, u32, &Weight)> = all
         .values()
         .flat_map(|w| graph.users(w.input).map(move |(user, edge)| (user, edge.operand, w)))
@@ -43,7 +43,7 @@ pub(super) fn loss_parallel(
             continue;
         }
         heads += 1;
-        // The bias is part of the logits.
+        // The logits include the bias.
         let (mut node, mut at) = (product, OnAxes { axes: parts.to_vec(), dims });
         let bias = biases(graph, all, weight).first().map(|b| all[b].user);
         if let Some(sum) = bias

@@ -1,23 +1,22 @@
-//! Parallel styles: what a plan says becomes placements of inputs and of values at module boundaries,
-//! and nothing else.
+//! Parallel styles. A plan becomes placements of inputs and of values at module boundaries, and nothing else.
 //!
 //! | question | file |
 //! |---|---|
-//! | what a style is, and how to write one | [`style`], `way` |
+//! | what a style is, and how to write one | [`style`], `direction` |
 //! | column-wise and row-wise; pairs and attention; norms; module boundaries; whole models | `linear`, `pairwise`, `sequence`, `prepare_module`, `whole_model` |
 //! | layouts, and the prepare functions of PyTorch's page | [`layout`], [`prepare`] |
-//! | what the data axes do: ddp, fsdp, zero1, hsdp; what they cut | [`data`], `data_placements` |
+//! | data modes: ddp, fsdp, zero1, hsdp; what they shard | [`data`], `data_placements` |
 //! | what a plan is, and its JSON form | [`plan`], `plan_file` |
-//! | which modules a path pattern means | [`pattern`] |
-//! | which linears and embeddings a module holds, and in which order data meets them; which linears are pairs | [`modules`], [`pairs`] |
+//! | which modules a path pattern matches | [`pattern`] |
+//! | which weights a module has, and in which order data reaches them; which linears are pairs | [`modules`], [`pairs`] |
 //! | what a value is computed from | [`dataflow`] |
-//! | which values enter and leave a module; one that holds others | [`regions`], `subtree` |
+//! | which values enter and leave a module; the same for a module that contains others | [`regions`], `subtree` |
 //! | which index of a weight is cut, by whole heads | `cut` |
 //! | which axes of the mesh a plan uses | `axes` |
-//! | what the styles of a plan say of the modules that it names | `claims` |
-//! | what that means for values at boundaries; for the logits | `boundaries`, `loss_parallel` |
-//! | what lies like a parameter | `like_parameters` |
-//! | from plan to placements; what a plan demands in the end | [`annotate()`], [`annotations`] |
+//! | what the styles of a plan demand in the modules that it names | `claims` |
+//! | constraints on values at boundaries; on the logits | `boundaries`, `loss_parallel` |
+//! | what is placed like a parameter | `like_parameters` |
+//! | from a plan to placements; the demands of a plan | [`annotate()`], [`annotations`] |
 //! | why a plan does not fit | `error` |
 
 mod annotate;
@@ -29,6 +28,7 @@ mod cut;
 pub mod data;
 mod data_placements;
 pub mod dataflow;
+mod direction;
 mod error;
 pub mod layout;
 mod like_parameters;
@@ -46,13 +46,13 @@ pub mod regions;
 mod sequence;
 pub mod style;
 mod subtree;
-mod way;
 mod whole_model;
 
 pub use annotate::{annotate, boundary_regions, parallelize_module};
 pub use annotations::Annotations;
 pub use data::DataMode;
-pub use error::{Because, Same, StyleError};
+pub use direction::Direction;
+pub use error::{Obstacle, StyleError, TiedNames};
 pub use layout::Layout;
 pub use linear::{ColwiseParallel, RowwiseParallel};
 pub use pairwise::{PairwiseParallel, PairwiseSequenceParallel, TensorParallelMultiheadAttention};
@@ -60,5 +60,4 @@ pub use plan::{MeshDim, Plan, PlanError};
 pub use prepare_module::{PrepareModuleInput, PrepareModuleInputOutput, PrepareModuleOutput};
 pub use sequence::SequenceParallel;
 pub use style::ParallelStyle;
-pub use way::Way;
 pub use whole_model::WholeModel;

@@ -1,17 +1,17 @@
-//! Modules as the graph shows them: weights by their use, levelled by dataflow.
+//! The weights of modules, classified by their use in the graph and ordered by dataflow.
 
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, HashSet};
 use tpc_ir::{Graph, MapFn, ModulePath, Op, Phase};
 
-/// What a weight does in the forward pass.
+/// How the forward pass uses a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// An operand of a product.
     Linear,
-    /// An operand of one product for every tap of a window.
+    /// An operand of one product per tap of a window.
     Convolution,
-    /// The table of a look-up.
+    /// The table of a lookup.
     Embedding,
     /// Added to or multiplied with an activation.
     Vector,
@@ -24,18 +24,18 @@ pub struct Weight {
     pub name: ModulePath,
     /// Its input node.
     pub input: NodeIndex,
-    /// What it does.
+    /// How it is used.
     pub role: Role,
-    /// The node that uses it; of a convolution the product of the first tap.
+    /// The node that uses it; for a convolution, the product of the first tap.
     pub user: NodeIndex,
-    /// Dimensions (factored) that the product sums over; of a table, the rows.
+    /// The factored dimensions that the product sums over; for a table, the rows.
     pub inner: Vec<usize>,
     /// The other dimensions.
     pub outer: Vec<usize>,
 }
 
-/// Every module path: the modules that hold parameters and all that contain them, in the order of the parameters. What
-/// they are called decides nothing, not even an order.
+/// The paths of all modules that have parameters, directly or in modules inside them, in the order of the parameters.
+/// Their names do not influence the order.
 pub fn paths(graph: &Graph) -> Vec<ModulePath> {
     let (mut all, mut seen) = (Vec::new(), HashSet::new());
     for parameter in graph.inputs().filter_map(|(_, id)| id.parameter()) {
@@ -51,7 +51,7 @@ pub fn paths(graph: &Graph) -> Vec<ModulePath> {
     all
 }
 
-/// The weights that a pass through the model meets, by their paths.
+/// The weights that the forward pass uses, by their paths.
 pub fn weights(graph: &Graph) -> BTreeMap<ModulePath, Weight> {
     let mut all = BTreeMap::new();
     for (input, id) in graph.inputs() {
@@ -61,7 +61,7 @@ pub fn weights(graph: &Graph) -> BTreeMap<ModulePath, Weight> {
             .filter(|(user, _)| graph.node(*user).origin.phase == Phase::Forward)
             .map(|(user, edge)| used(graph, name, input, user, edge.operand as usize))
             .collect();
-        // A tied embedding is a table first: its rows are the logits' columns either way.
+        // A tied embedding counts as a table; its rows are also the columns of the logits.
         uses.sort_by_key(|w| (w.role != Role::Embedding, w.role != Role::Linear, w.user));
         if let Some(first) = uses.into_iter().next() {
             all.insert(name.clone(), first);
@@ -79,7 +79,7 @@ fn used(graph: &Graph, name: &ModulePath, input: NodeIndex, user: NodeIndex, ope
             let letters = &subs.operands[operand];
             let inner: Vec<usize> = (0..rank).filter(|&d| !subs.result.contains(&letters[d])).collect();
             let outer = outside(&inner);
-            // The one tap of a kernel of 1 is not indexed, but the weight has its dimensions.
+            // The only tap of a kernel of size 1 is not indexed, but the layout of the weight has its dimensions.
             let one_tap = |layout: &[usize]| layout.len() > 2 && layout[2..].iter().all(|&n| n == 1);
             let convolves = matches!(&graph.node(input).op, Op::Input { layout, .. } if one_tap(layout));
             weight(if convolves { Role::Convolution } else { Role::Linear }, user, inner, outer)
@@ -93,23 +93,23 @@ fn used(graph: &Graph, name: &ModulePath, input: NodeIndex, user: NodeIndex, ope
     }
 }
 
-/// The product of one tap of a convolution's weight, and which of the weight's dimensions that are
-/// left it sums over and keeps.
+/// The product of one tap of the weight of a convolution, and the remaining dimensions of the weight: those that it
+/// sums over, and those that it keeps.
 fn tap(graph: &Graph, input: NodeIndex, first: NodeIndex) -> Option<(NodeIndex, Vec<usize>, Vec<usize>)> {
     let mut left: Vec<usize> = (0..graph.node(input).types[0].rank()).collect();
-    // Channels of both sides, and at least one dimension of taps.
+    // The weight has channels on both sides and at least one dimension of taps.
     let kernel = matches!(&graph.node(input).op, Op::Input { layout, .. } if layout.len() > 2);
     let (mut node, mut operand) = (first, 0);
     loop {
         match &graph.node(node).op {
             Op::Index { dim, .. } => {
                 left.remove(*dim);
-                // The backward pass reads a tap too, and sums over what the forward pass keeps.
+                // The backward pass reads a tap too, but sums over the dimensions that the forward pass keeps.
                 let forward = graph.users(node).filter(|(user, _)| graph.node(*user).origin.phase == Phase::Forward);
                 let (user, edge) = forward.min_by_key(|(user, _)| *user)?;
                 (node, operand) = (user, edge.operand as usize);
             }
-            // Of a depthwise convolution nothing is summed over but the taps.
+            // A depthwise convolution sums only over the taps.
             Op::Einsum { subs } | Op::Map { f: MapFn::Mul, subs } if kernel => {
                 let letters = subs.operands[operand].iter().zip(left);
                 let (outer, inner): (Vec<_>, Vec<_>) = letters.partition(|(l, _)| subs.result.contains(l));
@@ -121,8 +121,8 @@ fn tap(graph: &Graph, input: NodeIndex, first: NodeIndex) -> Option<(NodeIndex, 
     }
 }
 
-/// The level of every linear below a module: 1 reads what comes from outside, k+1 reads results of
-/// level k.
+/// The level of every linear in a module. Linears of level 1 read values from outside, those of level k + 1 read
+/// results of level k.
 pub fn levels<'a>(graph: &Graph, linears: &[&'a Weight]) -> Vec<(&'a Weight, usize)> {
     let mut level = vec![0usize; graph.len()];
     let mut result = Vec::new();
@@ -135,8 +135,7 @@ pub fn levels<'a>(graph: &Graph, linears: &[&'a Weight]) -> Vec<(&'a Weight, usi
     result
 }
 
-/// The vectors that are added to the product of a weight, or to the sum of its taps' products: those
-/// of the same module.
+/// The vectors of the same module that are added to the product of a weight, or to the sum of the products of its taps.
 pub fn biases(graph: &Graph, all: &BTreeMap<ModulePath, Weight>, weight: &Weight) -> Vec<ModulePath> {
     let home = weight.name.holder();
     let vectors = all.values().filter(|b| b.role == Role::Vector && b.name.holder() == home);
@@ -157,8 +156,8 @@ fn adds_to(graph: &Graph, vector: &Weight, weight: &Weight) -> bool {
     false
 }
 
-/// What stands between the products of a convolution's taps and its bias: their sum, and of a transposed one what
-/// spreads them over the image.
+/// Whether an operation may come between the products of the taps of a convolution and its bias: their sum and, for a
+/// transposed convolution, the operations that spread them over the image.
 fn lays_out_taps(op: &Op) -> bool {
     match op {
         Op::Map { f, .. } => matches!(f, MapFn::Add | MapFn::Select | MapFn::Identity),

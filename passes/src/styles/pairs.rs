@@ -1,11 +1,13 @@
-//! Which linears of a module are pairs: some that are cut by columns, and those that read their results, cut by rows.
+//! Finds the pairs of linears in a module: linears that are cut by columns, and those that read their results, which
+//! are cut by rows.
 //!
-//! The module tree is walked from the inside out. In each module the linears that belong to no pair yet are taken in the
-//! order of the data flow. One begins a pair if all linears that read its result are among them and do not follow each
-//! other: whatever it computes then stays on the rank that computed it, until the rows are summed. So query, key and value
-//! pair with the output of their attention, gate and up with down; two linears of an MLP that lie in modules of their own
-//! pair in the module around both. A patch embedding is read by every block through the residual stream, whose linears
-//! belong to pairs already; it stays alone. Of three linears in a row the first two are a pair, and the third is alone.
+//! The module tree is traversed from the inside out. In each module, the linears that do not belong to a pair yet are
+//! considered in dataflow order. A linear begins a pair if all linears that read its result are among them and none of
+//! these reads the result of another. Everything that it computes then stays on the rank that computed it, until the
+//! rows are summed. Query, key and value thus pair with the output of their attention, and gate and up with down; two
+//! linears of an MLP that are in separate modules pair in the module that contains both. A patch embedding stays alone:
+//! through the residual stream, every block reads it, and their linears already belong to pairs. Of three linears in a
+//! row, the first two are a pair, and the third stays alone.
 //!
 //! ```text
 //! vit { patches, blocks.0 { attn { q, k, v, o }, up, down }, head }
@@ -14,7 +16,7 @@
 //! vit            patches and head stay alone
 //! ```
 //!
-//! A linear that is read outside of the module that a style is given to pairs with those inside.
+//! A linear whose result is also read outside the module of a style still pairs with the linears inside.
 
 use super::modules::{Role, Weight, paths};
 use petgraph::graph::NodeIndex;
@@ -22,23 +24,23 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use tpc_ir::{Graph, ModulePath, Op, Phase};
 
-/// Linears that are cut together: nothing is exchanged between the two sides.
+/// Linears that are cut together, so that nothing is communicated between the two sides.
 #[derive(Clone, Debug)]
 pub struct Pair<'a> {
-    /// The linears that are cut by columns, in the order of the data flow.
+    /// The linears that are cut by columns, in dataflow order.
     pub columns: Vec<&'a Weight>,
-    /// The linears that read their results and are cut by rows, in the order of the data flow.
+    /// The linears that read their results and are cut by rows, in dataflow order.
     pub rows: Vec<&'a Weight>,
 }
 
 impl Pair<'_> {
-    /// Whether a weight is one of the pair.
+    /// Whether a weight belongs to the pair.
     pub fn holds(&self, weight: &Weight) -> bool {
         self.columns.iter().chain(&self.rows).any(|other| other.input == weight.input)
     }
 }
 
-/// The pairs of the module of that path, those of inner modules first.
+/// The pairs of the module at a path, those of inner modules first.
 pub(super) fn pairs<'a>(graph: &Graph, all: &'a BTreeMap<ModulePath, Weight>, path: &ModulePath) -> Vec<Pair<'a>> {
     let read = Reads::of(graph, all, path);
     let mut modules: Vec<ModulePath> = paths(graph).into_iter().filter(|m| m.is_in(path)).collect();
@@ -59,13 +61,13 @@ pub(super) fn pairs<'a>(graph: &Graph, all: &'a BTreeMap<ModulePath, Weight>, pa
     found
 }
 
-/// The linears of a module, and by whom their results are read.
+/// The linears of a module, and which linears read their results.
 struct Reads<'a> {
-    /// In the order of the data flow.
+    /// The linears, in dataflow order.
     linears: Vec<&'a Weight>,
-    /// Of each linear those that read its result without another product with a weight in between.
+    /// For each linear, those that read its result without another product with a weight in between.
     readers: Vec<BTreeSet<usize>>,
-    /// Whether a result of each also reaches a product with a table, such as that of a tied head.
+    /// For each linear, whether its result also reaches a product with a table, such as that of a tied head.
     reaches_table: Vec<bool>,
 }
 
@@ -74,7 +76,7 @@ impl<'a> Reads<'a> {
         let mut linears: Vec<&Weight> =
             all.values().filter(|w| w.role == Role::Linear && w.name.is_below(path)).collect();
         linears.sort_by_key(|w| w.user);
-        // Every product of the forward pass with a weight: a weight may be used several times.
+        // All products of the forward pass with a weight, which may be used several times.
         let mut products: HashMap<NodeIndex, Factor> = HashMap::new();
         for weight in all.values() {
             let factor = match linears.iter().position(|linear| linear.input == weight.input) {
@@ -109,13 +111,13 @@ impl<'a> Reads<'a> {
         reads
     }
 
-    /// Whether a result of one of these linears reaches another one.
+    /// Whether a result of one of some linears reaches another one.
     fn follow_each_other(&self, linears: &BTreeSet<usize>) -> bool {
         let Some(last) = linears.last() else { return false };
         linears.iter().any(|first| {
             let mut seen = BTreeSet::new();
             let mut open = vec![*first];
-            // No linear after the last of them leads back to one.
+            // Linears after the last of them do not lead back to one.
             while let Some(linear) = open.pop() {
                 open.extend(self.readers[linear].range(..=last).copied().filter(|reader| seen.insert(*reader)));
             }
@@ -123,7 +125,7 @@ impl<'a> Reads<'a> {
         })
     }
 
-    /// The pair that a linear begins: what is cut by columns and by rows, all of it among the candidates.
+    /// The pair that a linear begins: the linears to cut by columns and by rows, which are all among the candidates.
     fn pair(&self, first: usize, candidates: &BTreeSet<usize>) -> Option<(Vec<usize>, Vec<usize>)> {
         let rows = &self.readers[first];
         if rows.is_empty() || rows.contains(&first) || !rows.is_subset(candidates) || self.follow_each_other(rows) {
@@ -139,14 +141,14 @@ impl<'a> Reads<'a> {
     }
 }
 
-/// What a product multiplies with.
+/// The weight of a product.
 #[derive(Clone, Copy)]
 enum Factor {
-    /// The linear of that number.
+    /// A linear, by its number.
     Linear(usize),
     /// The table of an embedding of the module.
     Table,
-    /// A weight outside of the module.
+    /// A weight outside the module.
     Outside,
 }
 

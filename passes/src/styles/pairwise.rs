@@ -1,26 +1,27 @@
-//! Pairs of linears: column-wise, then row-wise, with nothing in between.
+//! Styles for pairs of linears: column-wise, then row-wise, without communication in between.
 
+use super::direction::Direction;
 use super::error::StyleError;
 use super::layout::Layout;
 use super::modules::Weight;
 use super::pairs::Pair;
 use super::prepare::Prepare;
 use super::style::{Module, ParallelStyle, Placements};
-use super::way::Way;
 use tpc_ir::ModulePath;
 
-/// The linears of the subtree in pairs, column-wise and then row-wise, found in each module from the inside out
-/// ([`pairs`](super::pairs)): in a row of linears the first and the second, the third and the fourth. So query, key and
-/// value are cut by whole heads, gate and up by columns, and what follows them by rows. A linear without a partner
-/// stays replicated: the last of an odd number, or a projection in front of the blocks of a transformer.
+/// Cuts the pairs of linears of the module, column-wise and then row-wise. Pairs are found in each module from the
+/// inside out ([`pairs`](super::pairs)): in a row of linears, the first and the second, the third and the fourth.
+/// Query, key and value are thus cut by whole heads, gate and up by columns, and the linears that read their results by
+/// rows. A linear without a partner stays replicated, for example the last of an odd number, or a projection before the
+/// blocks of a transformer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PairwiseParallel;
 
-/// The same, and what enters the module and leaves each pair is sharded along the sequence: the first
-/// column-wise linears gather, the last row-wise product is reduce-scattered.
+/// Like [`PairwiseParallel`], and the input of the module and the outputs of pairs are sharded along the sequence: the
+/// first column-wise linears gather their input, and the products of row-wise linears are reduce-scattered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PairwiseSequenceParallel {
-    /// Which dimension of a row-wise linear's output is the sequence.
+    /// The dimension of the output of a row-wise linear that is the sequence.
     pub sequence_dim: isize,
 }
 
@@ -31,18 +32,18 @@ impl Default for PairwiseSequenceParallel {
     }
 }
 
-/// Multi-head attention by whole heads, the user's module unchanged: query, key and value (fused or
-/// not) by columns, the output by rows. What [`PairwiseParallel`] makes of an attention module.
+/// Cuts multi-head attention by whole heads, without changing the module: query, key and value (fused or not) by
+/// columns, and the output by rows. The result is that of [`PairwiseParallel`] for an attention module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TensorParallelMultiheadAttention;
 
-/// Cuts pairs and gives the paths of the row-wise linears.
+/// Cuts pairs. Returns the paths of the row-wise linears.
 pub(super) fn cut_pairs(pairs: &[Pair<'_>], module: &Module<'_>, to: &mut Placements) -> Vec<ModulePath> {
     let mut rows = Vec::new();
     for pair in pairs {
-        pair.columns.iter().for_each(|weight| to.cut(module, weight, Way::Columns));
+        pair.columns.iter().for_each(|weight| to.cut(module, weight, Direction::Columns));
         for weight in &pair.rows {
-            to.cut(module, weight, Way::Rows);
+            to.cut(module, weight, Direction::Rows);
             rows.push(weight.name.holder());
         }
     }

@@ -1,21 +1,20 @@
-//! Path patterns: dotted module paths with globs per segment.
+//! Path patterns: dotted module paths with wildcards in their segments.
 //!
 //! | pattern | matches |
 //! |---|---|
 //! | `*` | any run of characters inside a segment |
 //! | `?` | one character inside a segment |
-//! | `[abx-z]` | one of these characters; a `]` that stands first is one of them |
+//! | `[abx-z]` | one of these characters; a `]` in the first position is one of them |
 //! | `[!abx-z]`, `[^abx-z]` | one character inside a segment that is none of these |
-//! | `{a,b.c}` | one of these patterns, which may hold braces |
+//! | `{a,b.c}` | one of these patterns, which may have braces themselves |
 //!
-//! A dot stands between two segments of a path, so only a dot matches it; a name that holds a dot is one segment, and
-//! `[.]` is a dot in a name. A backslash makes a character a part of a name, as in the text of a path
+//! A dot separates two segments of a path, and only a dot matches it. A name that contains a dot is one segment, and
+//! `[.]` matches a dot in a name. A backslash makes a character a part of a name, as in the text of a path
 //! ([`ModulePath`]). The empty pattern matches the root.
 //!
-//! A pattern is a nondeterministic automaton with at most one state per character of its text, and
-//! matching visits every state at most three times for every character of the path: the time is at
-//! most proportional to the length of the pattern times that of the path, and the memory to that of
-//! the pattern.
+//! A pattern is compiled to a nondeterministic automaton with at most one state per character of its text. Matching
+//! visits every state at most three times per character of the path. The time is thus at most proportional to the
+//! length of the pattern times that of the path, and the memory to the length of the pattern.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -30,10 +29,10 @@ pub struct Pattern {
     states: Vec<State>,
 }
 
-/// Why a text is no pattern.
+/// Why a text is not a pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
-    /// A bracket without its end.
+    /// A bracket that is not closed.
     #[error("the `{0}` at character {1} is never closed")]
     Unclosed(char, usize),
     /// A range from a higher to a lower character.
@@ -41,27 +40,28 @@ pub enum PatternError {
     Backward(char, char),
 }
 
-/// A range as a pattern says it.
+/// The text of a range in a pattern.
 fn range(low: char, high: char) -> String {
     cut(&format!("{low}-{high}")).to_string()
 }
 
+/// A state of the automaton. Unless it says otherwise, the state after it in the list follows.
 #[derive(Clone, Debug)]
 enum State {
     /// Exactly this character.
     One(char),
-    /// The end of a segment that another one follows.
+    /// The end of a segment that is followed by another one.
     Next,
     /// Any character of a segment.
     Any,
     /// Any run of characters of a segment.
     Run,
-    /// No character of a segment: an escape that stands for nothing.
+    /// No character of a segment, for an escape that stands for none.
     Nothing,
     Set(Set),
-    /// Goes on at each of these states.
+    /// Continues at each of some states.
     Fork(Vec<usize>),
-    /// Goes on there.
+    /// Continues at another state.
     Jump(usize),
     End,
 }
@@ -73,7 +73,7 @@ struct Set {
 }
 
 impl Set {
-    /// The set after a `[` at `start`, and the number of characters that it takes with its `]`.
+    /// Parses the set after a `[` at `start`. Also returns the number of its characters, including the `]`.
     fn parse(text: &[char], start: usize) -> Result<(Set, usize), PatternError> {
         let unclosed = PatternError::Unclosed('[', start);
         let excludes = matches!(text.first(), Some('!' | '^'));
@@ -101,7 +101,7 @@ impl Set {
         }
     }
 
-    /// The tests of the ranges count as steps.
+    /// Whether the set contains a character. Each range that is tested counts as a step.
     fn holds(&self, c: char, steps: &mut usize) -> bool {
         let found = self.ranges.iter().position(|range| range.contains(&c));
         *steps += found.unwrap_or(self.ranges.len());
@@ -109,7 +109,7 @@ impl Set {
     }
 }
 
-/// An open brace: the fork at its beginning, the alternatives' first states, the jumps at their ends.
+/// An open brace: the fork at its beginning, the first states of its alternatives, and the jumps at their ends.
 struct Brace {
     start: usize,
     fork: usize,
@@ -118,10 +118,10 @@ struct Brace {
 }
 
 impl Pattern {
-    /// Reads a pattern.
+    /// Parses a pattern.
     ///
     /// # Errors
-    /// A bracket that is not closed, a range that is turned around.
+    /// A bracket is not closed, or a range is reversed.
     pub fn new(text: &str) -> Result<Self, PatternError> {
         let text: Vec<char> = text.chars().collect();
         let mut states = Vec::new();
@@ -179,8 +179,8 @@ impl Pattern {
         self.matches_in_steps(path).0
     }
 
-    /// Whether the pattern matches, and the number of states that were visited: at most three for every
-    /// character of the pattern at the beginning, and before and after every character of the path.
+    /// Whether the pattern matches, and the number of visited states. This is at most three per character of the
+    /// pattern, for the beginning and for each character of the path.
     pub fn matches_in_steps(&self, path: &ModulePath) -> (bool, usize) {
         let mut steps = 0;
         let mut now = Reached::new(self.states.len());
@@ -213,7 +213,7 @@ impl Pattern {
     }
 }
 
-/// The characters of a path's segments, and nothing between two segments.
+/// The characters of the segments of a path, with `None` between two segments.
 fn characters(path: &ModulePath) -> impl Iterator<Item = Option<char>> {
     let mut all = Vec::new();
     for (i, segment) in path.segments().iter().enumerate() {
@@ -226,7 +226,7 @@ fn characters(path: &ModulePath) -> impl Iterator<Item = Option<char>> {
     all.into_iter()
 }
 
-/// The states that have been reached before a character.
+/// The states that are reached before a character.
 struct Reached {
     list: Vec<usize>,
     holds: Vec<bool>,
@@ -244,8 +244,8 @@ impl Reached {
         }
     }
 
-    /// Adds a state and all that follow it without a character. A run of no characters, or an escape that stands for
-    /// nothing, is a part of a segment, which must exist.
+    /// Adds a state and all states that can be reached from it without a character. A run of no characters and an
+    /// escape that stands for no character are parts of a segment, so they can only be skipped inside one.
     fn enter(&mut self, states: &[State], at: usize, in_segment: bool, steps: &mut usize) {
         self.open.push(at);
         while let Some(at) = self.open.pop() {
@@ -263,8 +263,8 @@ impl Reached {
         }
     }
 
-    /// The states in the first segment of a path, from those before it. A segment without characters is not the root:
-    /// the pattern ends after it only if a part of the pattern stands for it.
+    /// Enters the first segment of a path, given the states before it. A segment without characters is not the root, so
+    /// the pattern may only end after it if a part of the pattern matches the segment.
     fn begin_segment(&self, states: &[State], inside: &mut Reached, steps: &mut usize) {
         for &at in &self.list {
             if !matches!(states[at], State::Fork(_) | State::Jump(_) | State::End) {
@@ -274,10 +274,10 @@ impl Reached {
     }
 }
 
-/// The existing paths most like a path that matches nothing, nearest first, at most three. The root has
-/// no name that could be meant.
+/// The existing paths that are most similar to a path that matches nothing, at most three, the most similar one first.
+/// The root has no name, so it is not among them.
 pub fn nearest<'a>(wanted: &str, existing: impl IntoIterator<Item = &'a ModulePath>) -> Vec<String> {
-    // A longer text is like nothing, and the distance takes time for each of its characters.
+    // A longer text is not similar to any path, and the distance takes time per character.
     let wanted: String = wanted.chars().take(MOST).collect();
     let named = existing.into_iter().filter(|path| !path.is_root()).map(ToString::to_string);
     let mut scored: Vec<(usize, String)> = named.map(|path| (levenshtein(&wanted, &path), path)).collect();
@@ -285,13 +285,13 @@ pub fn nearest<'a>(wanted: &str, existing: impl IntoIterator<Item = &'a ModulePa
     scored.into_iter().take(3).map(|(_, path)| path).collect()
 }
 
-/// What an error says of the nearest names.
+/// The part of an error message that lists the nearest names.
 pub(crate) struct Nearest<'a>(pub &'a [String]);
 
 impl fmt::Display for Nearest<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            [] => write!(f, "; the model has no parts of its own, and `` is the whole of it"),
+            [] => write!(f, "; the model has no submodules, and `` stands for the whole model"),
             names => write!(f, "; the nearest are {}", names.join(", ")),
         }
     }
@@ -355,7 +355,7 @@ mod tests {
             ("*", r"\e", true),
             (".a", r"\e.a", true),
             ("{,b}.a", r"\e.a", true),
-            // What is no character stands for nothing, in a path and in a pattern.
+            // An escape for an invalid character stands for no character, in a path and in a pattern.
             (r"a.b\u{zz}", r"a.b\u{zz}", true),
             (r"a.b\u{zz}", "a.b", true),
             ("a\\", "a\\", true),
@@ -364,7 +364,7 @@ mod tests {
         }
     }
 
-    /// `[!0]` and `[^0]` selected layer 0 and nothing else.
+    /// `[!0]` and `[^0]` match every layer except 0.
     #[test]
     fn sets_can_exclude() {
         for (pattern, yes, no) in [
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pattern_says_why() {
+    fn invalid_patterns_are_explained() {
         for (pattern, expected) in [
             ("a.[", "the `[` at character 3 is never closed"),
             ("a.[!", "the `[` at character 3 is never closed"),
@@ -403,7 +403,7 @@ mod tests {
         }
     }
 
-    /// Counted in visited states: at most three for every character of the pattern, at the beginning and around every
+    /// Time is counted in visited states: at most three per character of the pattern, for the beginning and for each
     /// character of the path.
     #[test]
     fn matching_takes_time_in_proportion_to_both_lengths() {
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_path_finds_its_neighbours() {
+    fn a_misspelled_path_finds_similar_ones() {
         let paths = ["layers.0.attention", "layers.0.feed_forward", "norm", ""].map(ModulePath::from);
         let nearest = |wanted: &str, paths: &[ModulePath]| super::nearest(wanted, paths);
         assert_eq!(nearest("layers.0.atention", &paths)[0], "layers.0.attention");

@@ -1,4 +1,4 @@
-//! Plans: which style each module gets, and what happens on the data axes.
+//! Plans: the styles of modules, and the mode of the data axes.
 
 use super::data::DataMode;
 use super::pattern::PatternError;
@@ -14,14 +14,14 @@ use tpc_ir::{AxisId, Mesh};
 /// An axis of a mesh, by name or by position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MeshDim {
-    /// By name.
+    /// The name.
     Name(String),
-    /// By position; negative from the end.
+    /// The position, negative from the end.
     Index(isize),
 }
 
 impl MeshDim {
-    /// The axis of a mesh, `None` if there is no such.
+    /// The axis of a mesh; `None` if there is no such axis.
     pub fn of(&self, mesh: &Mesh) -> Option<AxisId> {
         match self {
             MeshDim::Name(name) => mesh.axis(name),
@@ -70,46 +70,45 @@ pub struct Entry {
     pub style: Arc<dyn ParallelStyle>,
 }
 
-/// A plan: styles by module path in order, along one axis, and a mode for the data axis.
+/// A plan: styles for patterns of module paths, along one axis, and a mode for the data axis.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// The axis that styles shard along; by default the axis named `tp`, else the only one that the
-    /// data mode does not use.
+    /// The axis along which styles shard; by default the axis named `tp`, otherwise the only one that the data mode
+    /// does not use.
     pub axis: Option<MeshDim>,
     /// Path patterns with their styles, in order.
     pub styles: Vec<Entry>,
-    /// Mode and name of the data axis.
+    /// The mode and the name of the data axis.
     pub data: Option<(DataMode, String)>,
-    /// Whether cross entropy must run on vocabulary-sharded logits: a plan that would gather them is
-    /// an error.
+    /// Whether cross entropy must read logits that are sharded over the vocabulary.
     pub loss_parallel: bool,
-    /// Whether axes that nothing uses are an error.
+    /// Whether the mesh may have axes that the plan does not use.
     pub allow_unused_axes: bool,
 }
 
 /// Why a plan file cannot be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PlanError {
-    /// Not JSON.
+    /// The file is not valid JSON.
     #[error("the plan is not JSON: {0}")]
     Json(String),
-    /// A key that stands twice in one object.
-    #[error("the plan is ambiguous: {0}; put what both say under one key")]
+    /// A key that occurs twice in one object.
+    #[error("the plan is ambiguous: {0}; merge both values under one key")]
     RepeatedKey(UniqueError),
-    /// A path that two entries have, one of them within a map of styles.
-    #[error("the plan has two entries for the path `{}`: put what both say into one", cut(.path))]
+    /// Two entries with the same path, one of them in a nested map of styles.
+    #[error("the plan has two entries for the path `{}`: merge them", cut(.path))]
     RepeatedPath {
         /// The path.
         path: String,
     },
-    /// A key that means nothing.
+    /// An unknown key.
     #[error("the plan has an unknown key `{}` in {}: known are {known}", cut(.key), cut(.place))]
     Key {
         /// The key.
         key: String,
-        /// Where it stands.
+        /// The object that has it.
         place: String,
-        /// What may stand there.
+        /// The keys that the object may have.
         known: &'static str,
     },
     /// A style that does not exist.
@@ -117,45 +116,45 @@ pub enum PlanError {
     Style {
         /// The plan entry.
         path: String,
-        /// What it says.
+        /// The style.
         style: String,
-        /// What exists.
+        /// The names that exist.
         known: String,
     },
-    /// A path that is no pattern.
-    #[error("plan entry `{}` is no path pattern: {problem}", cut(.path))]
+    /// A path that is not a pattern.
+    #[error("plan entry `{}` is not a path pattern: {problem}", cut(.path))]
     Pattern {
         /// The plan entry.
         path: String,
-        /// What is wrong with it.
+        /// The fault of the pattern.
         problem: PatternError,
     },
-    /// A text that names no axis of any mesh.
+    /// A text that cannot name an axis of a mesh.
     #[error("`{key}` in the plan: {problem}")]
     Axis {
         /// The key.
         key: &'static str,
-        /// What is wrong with it.
+        /// The fault of the axis.
         problem: MeshError,
     },
     /// A value of the wrong kind.
     #[error("{}`{}` in the plan must be {expected}, found {}", of_entry(.entry), cut(.key), cut(.found))]
     Kind {
-        /// The plan entry, where it is an option of a style.
+        /// The plan entry, if the key is an option of a style.
         entry: Option<String>,
         /// The key.
         key: String,
-        /// What it must be.
+        /// The expected kind of value.
         expected: &'static str,
-        /// What it is.
+        /// The value that was found.
         found: String,
     },
-    /// No built-in plan of that name.
+    /// No built-in plan has the name.
     #[error("there is no built-in plan `{}` and no such file: built in are {known}", cut(.name))]
     BuiltIn {
         /// The name.
         name: String,
-        /// What exists.
+        /// The names that exist.
         known: String,
     },
 }
@@ -187,7 +186,7 @@ pub const BUILT_IN: [&str; 16] = [
     "tp-sp-hsdp",
 ];
 
-/// One style for the whole module.
+/// The plan of one style for the whole model.
 impl<S: ParallelStyle + 'static> From<S> for Plan {
     fn from(style: S) -> Self {
         Plan::new().with("", style)
@@ -195,14 +194,14 @@ impl<S: ParallelStyle + 'static> From<S> for Plan {
 }
 
 impl Plan {
-    /// An empty plan: every rank computes everything.
+    /// An empty plan, under which every rank computes everything.
     pub fn new() -> Self {
         Plan::default()
     }
 
-    /// The built-in plan of that name: `none`, `tp`, `tp-sp` (with sequence parallelism), the data
-    /// modes `ddp`, `fsdp`, `zero1`, `hsdp`, and both kinds together on two or three axes: `tp-ddp`,
-    /// `tp-sp-fsdp`, …; `2d` is `tp-fsdp`.
+    /// The built-in plan with a name: `none`; `tp` and `tp-sp` (with sequence parallelism); the data modes `ddp`,
+    /// `fsdp`, `zero1` and `hsdp`; and combinations of both on two or three axes, such as `tp-ddp` and `tp-sp-fsdp`.
+    /// `2d` is `tp-fsdp`.
     ///
     /// # Errors
     /// No plan has the name.
@@ -245,8 +244,8 @@ impl Plan {
         self
     }
 
-    /// Shards the batch, every parameter, its gradient and its optimizer state over an axis, on top
-    /// of what the styles shard.
+    /// Shards the batch and every parameter, with its gradient and its optimizer state, over an axis, in addition to
+    /// the styles.
     #[must_use]
     pub fn enable_2d_with_fsdp(mut self, axis: impl Into<String>) -> Self {
         self.data = Some((DataMode::Fsdp, axis.into()));
@@ -276,14 +275,14 @@ impl Plan {
         }
     }
 
-    /// Logits stay sharded over the vocabulary through the loss.
+    /// Demands that logits stay sharded over the vocabulary through the loss.
     #[must_use]
     pub fn loss_parallel(mut self) -> Self {
         self.loss_parallel = true;
         self
     }
 
-    /// Styles shard along this axis, given by name or position.
+    /// Sets the axis along which styles shard, by name or position.
     #[must_use]
     pub fn along(mut self, axis: impl Into<MeshDim>) -> Self {
         self.axis = Some(axis.into());

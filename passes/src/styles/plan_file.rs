@@ -1,4 +1,4 @@
-//! The JSON form of plans. Its schema is `passes/src/styles/plan.schema.json`; a test keeps the two equal.
+//! The JSON form of plans. Its schema is `passes/src/styles/plan.schema.json`; a test checks that both agree.
 
 use super::data::DataMode;
 use super::layout::Layout;
@@ -17,7 +17,7 @@ use tpc_ir::Mesh;
 use tpc_ir::mesh::{MeshError, is_name};
 use tpc_ir::unique::{self, UniqueError};
 
-/// Names of the styles and the options that each knows.
+/// The names of the styles, and the options of each.
 const STYLES: [(&str, &str); 9] = [
     ("ColwiseParallel", "input_layouts, output_layouts, prepare_input, prepare_output"),
     ("RowwiseParallel", "input_layouts, output_layouts, prepare_input, prepare_output"),
@@ -31,10 +31,10 @@ const STYLES: [(&str, &str); 9] = [
 ];
 
 impl Plan {
-    /// Reads the JSON form.
+    /// Parses the JSON form.
     ///
     /// # Errors
-    /// Unknown keys and styles, values of the wrong kind, a key or a path that stands twice.
+    /// A key or a style is unknown, a value has the wrong kind, or a key or a path occurs twice.
     pub fn from_json(text: &str) -> Result<Self, PlanError> {
         let json = unique::parse(text).map_err(|error| match error {
             UniqueError::Syntax(problem) => PlanError::Json(problem),
@@ -56,7 +56,7 @@ impl Plan {
                 }
             }
         }
-        // A map of styles can say a path in another way than the map around it.
+        // A nested map of styles can have a path that the outer map also has.
         let mut paths = HashSet::new();
         match plan.styles.iter().find(|entry| !paths.insert(&entry.path)) {
             Some(Entry { path, .. }) => Err(PlanError::RepeatedPath { path: path.clone() }),
@@ -69,7 +69,7 @@ fn kind(key: &str, expected: &'static str, found: &Json) -> PlanError {
     PlanError::Kind { entry: None, key: key.into(), expected, found: found.to_string() }
 }
 
-/// A name that an axis can have.
+/// Checks that a text can name an axis.
 fn axis_name(key: &'static str, name: &str) -> Result<String, PlanError> {
     let name = name.to_string();
     if is_name(&name) { Ok(name) } else { Err(PlanError::Axis { key, problem: MeshError::Name(name) }) }
@@ -83,7 +83,7 @@ fn string(key: &str, json: &Json) -> Result<String, PlanError> {
     json.as_str().map(str::to_string).ok_or_else(|| kind(key, "a string", json))
 }
 
-/// A name, or a position.
+/// Parses a name or a position of an axis.
 fn axis(json: &Json) -> Result<MeshDim, PlanError> {
     match (json.as_str(), json.as_i64()) {
         (Some(name), _) => axis_name("axis", name).map(MeshDim::Name),
@@ -92,7 +92,7 @@ fn axis(json: &Json) -> Result<MeshDim, PlanError> {
     }
 }
 
-/// Values may be maps again, with relative paths.
+/// Adds styles by path. Values may be nested maps with relative paths.
 fn styles(plan: &mut Plan, prefix: &str, json: &Json) -> Result<(), PlanError> {
     for (path, value) in object("styles", json)? {
         let path = match (prefix.is_empty(), path.is_empty()) {
@@ -110,7 +110,7 @@ fn styles(plan: &mut Plan, prefix: &str, json: &Json) -> Result<(), PlanError> {
                 Some(style) => add(style)?,
                 None => return Err(unknown_style(path, name)),
             },
-            // A misspelt style with options is such a map too: it must not pass in silence.
+            // A misspelled style with options looks like such a map, too, and must be an error.
             Json::Object(map) if map.is_empty() => return Err(kind(&path, "a style or a map of styles", value)),
             Json::Object(map) => match map.iter().next() {
                 Some((name, Json::Object(options))) if map.len() == 1 => match named(name, options, &path)? {
@@ -130,13 +130,13 @@ fn unknown_style(path: String, style: &str) -> PlanError {
     PlanError::Style { path, style: style.into(), known: STYLES.map(|s| s.0).join(", ") }
 }
 
-/// Whether a map holds what only options of a style are called, and no paths of modules.
+/// Whether the keys of a map are names of options of styles, so that it is not a map of paths.
 fn are_options(map: &Map<String, Json>) -> bool {
     let known = |key: &str| STYLES.iter().any(|(_, options)| options.split(", ").any(|o| o == key));
     !map.is_empty() && map.keys().all(|key| known(key) && key != "none")
 }
 
-/// The style of that name with its options; `None` if there is no such style.
+/// The style with a name and its options; `None` if there is no such style.
 fn named(name: &str, options: &Map<String, Json>, path: &str) -> Result<Option<Arc<dyn ParallelStyle>>, PlanError> {
     let Some((_, known)) = STYLES.iter().find(|s| s.0 == name) else { return Ok(None) };
     if let Some(key) = options.keys().find(|k| !known.split(", ").any(|o| o == k.as_str())) {
@@ -158,7 +158,8 @@ fn named(name: &str, options: &Map<String, Json>, path: &str) -> Result<Option<A
         }),
         "PairwiseParallel" => Arc::new(PairwiseParallel),
         "TensorParallelMultiheadAttention" => Arc::new(TensorParallelMultiheadAttention),
-        // The page's default is the first dimension; today's SequenceParallel has the second.
+        // In PyTorch, the default is the first dimension for PairwiseSequenceParallel, and the second for
+        // SequenceParallel.
         "PairwiseSequenceParallel" => Arc::new(PairwiseSequenceParallel { sequence_dim: o.dimension(0)? }),
         "SequenceParallel" => Arc::new(SequenceParallel { sequence_dim: o.dimension(1)? }),
         "PrepareModuleInput" => Arc::new(o.inputs()?),
@@ -191,13 +192,13 @@ impl Options<'_> {
 
     fn prepare(&self, key: &str) -> Result<Option<Prepare>, PlanError> {
         let Some(json) = self.map.get(key) else { return Ok(None) };
-        // The style's axis is one dimension of the mesh, so the functions always apply.
+        // The axis of a style is one dimension of the mesh, so the functions always apply.
         let found = json.as_str().and_then(|name| prepare::named(name, &Mesh::single())).and_then(Result::ok);
         let expected = "the name of a prepare function, such as \"make_output_tensor\"";
         found.map(Some).ok_or_else(|| self.kind(key, expected, json))
     }
 
-    /// A layout, or `null` for a tensor that is left alone.
+    /// A layout, or `null` for a tensor that is not constrained.
     fn one_layout(&self, key: &str, json: &Json) -> Result<Option<Layout>, PlanError> {
         if json.is_null() {
             return Ok(None);
@@ -230,8 +231,8 @@ impl Options<'_> {
     }
 }
 
-/// The data mode and its axis: `{"mode": "hsdp", "axis": "dp", "replicate_axis": "rep"}`, or the mode alone, whose axes
-/// have these names then.
+/// Parses the data mode and its axis: `{"mode": "hsdp", "axis": "dp", "replicate_axis": "rep"}`, or the mode alone,
+/// whose axes then have these names.
 fn data(json: &Json) -> Result<(DataMode, String), PlanError> {
     const MODES: &str = "\"ddp\", \"fsdp\", \"zero1\" or \"hsdp\"";
     let (mut mode, mut axis, mut replicas) = (None, "dp".to_string(), None);

@@ -1,5 +1,5 @@
-//! Layouts of a whole module's arguments and results (PyTorch's `PrepareModuleInput`,
-//! `PrepareModuleOutput`, `PrepareModuleInputOutput`).
+//! Layouts of the arguments and results of a module (PyTorch's `PrepareModuleInput`, `PrepareModuleOutput` and
+//! `PrepareModuleInputOutput`).
 
 use super::error::StyleError;
 use super::layout::Layout;
@@ -7,25 +7,25 @@ use super::prepare::Prepare;
 use super::style::{Module, ParallelStyle, Placements};
 use tpc_ir::ModulePath;
 
-/// Declared and desired layouts of a module's tensor arguments, in order; `None` leaves one alone.
+/// Declared and desired layouts of the tensor arguments of a module, in order. `None` does not constrain an argument.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PrepareModuleInput {
-    /// In which layout each argument is taken.
+    /// The layout that each argument must have.
     pub input_layouts: Vec<Option<Layout>>,
-    /// Into which it is brought.
+    /// The layout to which each is redistributed.
     pub desired_input_layouts: Vec<Option<Layout>>,
 }
 
-/// Declared and desired layouts of a module's tensor results, in order; `None` leaves one alone.
+/// Declared and desired layouts of the tensor results of a module, in order. `None` does not constrain a result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PrepareModuleOutput {
-    /// In which layout each result is taken.
+    /// The layout that each result must have.
     pub output_layouts: Vec<Option<Layout>>,
-    /// Into which it is brought.
+    /// The layout to which each is redistributed.
     pub desired_output_layouts: Vec<Option<Layout>>,
 }
 
-/// Both.
+/// Layouts of the arguments and the results of a module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PrepareModuleInputOutput {
     /// The arguments.
@@ -34,7 +34,7 @@ pub struct PrepareModuleInputOutput {
     pub outputs: PrepareModuleOutput,
 }
 
-/// The preparation of every position that either list speaks of.
+/// The preparation of every position that has a layout in one of the lists.
 fn prepared(declared: &[Option<Layout>], desired: &[Option<Layout>]) -> Vec<(usize, Prepare)> {
     let at = |list: &[Option<Layout>], i: usize| list.get(i).copied().flatten();
     (0..declared.len().max(desired.len()))

@@ -1,35 +1,35 @@
-//! The boundaries of modules: which values enter and leave the module of a path.
+//! The boundaries of modules: which values enter and leave the module at a path.
 //!
-//! A capture records no module calls. A region that the program names (marked by the model with
-//! `tpc::scope`, or the one operation of a convolution) is taken as it is; otherwise the boundary follows
-//! from the uses of parameters in the captured graph, where it is unambiguous: of a linear the product's
-//! other operand and the product with its bias, of an embedding the look-up, of a norm what its last
-//! vector gives in every call, of a subtree of such modules the one value that its first ones read and the
-//! one that leaves it; where a norm is first, what it reads is not known. burn's linear folds `[b, s, d]`
-//! to `[b·s, d]` and back; the boundary is outside of that. What cannot be inferred is an error that shows
-//! the call to add.
+//! A capture records no module calls. A region that the program names (marked by the model with `tpc::scope`, or the
+//! only operation of a convolution) is used as it is. Otherwise the boundary is inferred from the uses of parameters in
+//! the captured graph, if it is unambiguous. For a linear, the argument is the other operand of the product, and the
+//! result is the product with its bias. For an embedding, they are those of the lookup. For a norm, the result is that
+//! of the operation on its last vector in every call; its argument is not known. For a module that contains such
+//! modules, they are the only value that its first modules read and the only value that leaves it. burn's linear folds
+//! `[b, s, d]` to `[b·s, d]` and back; the boundary is outside these reshapes. A boundary that cannot be inferred is an
+//! error that shows the call to add.
 
-use super::dataflow::{ancestors, is_view, made_from_data};
+use super::dataflow::{ancestors, depends_on_data, is_view};
 use super::subtree::boundary_of;
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
 use tpc_ir::reason::Side;
 use tpc_ir::{Boundary, Graph, MapFn, ModulePath, Op, Phase, Region, Value};
 
-/// The regions of a captured graph's modules.
+/// The regions of the modules of a captured graph.
 pub struct Regions<'a> {
     graph: &'a Graph,
-    /// Inferred from the module's own parameters; several if the module is called several times.
+    /// The regions that are inferred from the parameters of a module itself, one per call.
     own: BTreeMap<ModulePath, Vec<Region>>,
-    /// Modules whose own parameters are used in another way than these regions show.
+    /// Modules with parameters whose regions cannot be inferred.
     unknown: BTreeSet<ModulePath>,
 }
 
-/// A use of a parameter: the operation behind reshapes and transposes, and which operand it is.
+/// A use of a parameter: the operation after reshapes and transposes, and the index of the operand.
 type Use = (NodeIndex, usize);
 
 impl<'a> Regions<'a> {
-    /// Infers what can be inferred.
+    /// Infers the regions that can be inferred.
     pub fn of(graph: &'a Graph) -> Self {
         let mut uses: BTreeMap<ModulePath, Vec<Vec<Use>>> = BTreeMap::new();
         for (node, id) in graph.inputs() {
@@ -56,7 +56,7 @@ impl<'a> Regions<'a> {
         Regions { graph, own, unknown }
     }
 
-    /// Every call of the module of that path, as far as that side of it is known.
+    /// The calls of the module at a path whose boundary is known on the given side.
     pub fn find(&self, path: &ModulePath, side: Side) -> Vec<Region> {
         let known = |r: &&Region| match side {
             Side::Arguments => !r.arguments.is_empty(),
@@ -73,14 +73,16 @@ impl<'a> Regions<'a> {
         self.subtree(path).iter().filter(known).cloned().collect()
     }
 
-    /// The one value that the first modules of a path read, and the one that leaves the path.
+    /// The region of a module that contains other modules: the only value that its first modules read, and the only
+    /// value that leaves it.
     fn subtree(&self, path: &ModulePath) -> Option<Region> {
         if self.unknown.iter().any(|p| p.is_in(path)) {
             return None;
         }
         let held: Vec<&Vec<Region>> = self.own.iter().filter(|(p, _)| p.is_in(path)).map(|(_, r)| r).collect();
-        // One that holds a module of a single call was called once. Where every module was called several times, so
-        // was the path, or it calls each of them several times: which, only a mark tells.
+        // A module that contains a module with a single call was called once. If every module inside has several calls,
+        // the module itself was called several times, or it calls each of them several times, and only a mark can tell
+        // which.
         if held.iter().all(|calls| calls.len() > 1) {
             return None;
         }
@@ -89,7 +91,7 @@ impl<'a> Regions<'a> {
     }
 }
 
-/// The forward operations that read a parameter, also through reshapes and transposes.
+/// The forward operations that read a parameter, directly or through reshapes and transposes.
 fn through_views(graph: &Graph, input: NodeIndex) -> Vec<Use> {
     let (mut uses, mut stack) = (Vec::new(), vec![input]);
     while let Some(node) = stack.pop() {
@@ -107,19 +109,20 @@ fn through_views(graph: &Graph, input: NodeIndex) -> Vec<Use> {
     uses
 }
 
-/// The regions that a module's own parameters show; `parameters` are the uses of each, in order.
+/// The regions that are inferred from the parameters of a module itself. `parameters` has the uses of each parameter,
+/// in order.
 fn inferred(graph: &Graph, module: &ModulePath, parameters: &[Vec<Use>]) -> Vec<Region> {
     let mut uses = parameters.concat();
     uses.sort_unstable();
     let region = |arguments: Vec<Boundary>, results: Vec<Boundary>| Region { path: module.clone(), arguments, results };
     let tables = uses.iter().filter(|(n, at)| graph.node(*n).op == Op::Take && *at == 0);
-    let look_ups: Vec<Region> = tables
+    let lookups: Vec<Region> = tables
         .map(|&(node, _)| {
             region(vec![Boundary::of(graph, graph.operands(node)[1])], vec![Boundary::of(graph, node.into())])
         })
         .collect();
-    if !look_ups.is_empty() {
-        return look_ups;
+    if !lookups.is_empty() {
+        return lookups;
     }
     let products: Vec<(NodeIndex, (Region, NodeIndex))> = uses
         .iter()
@@ -127,7 +130,7 @@ fn inferred(graph: &Graph, module: &ModulePath, parameters: &[Vec<Use>]) -> Vec<
         .map(|&(node, at)| (node, linear(graph, module, node, at, &uses)))
         .collect();
     if !products.is_empty() {
-        // One weight, and besides it only a bias, or there is more to the module than its product.
+        // The module may only have one weight and a bias. Otherwise it has more than this product.
         let multiplies = |of_one: &&Vec<Use>| of_one.iter().any(|(n, _)| products.iter().any(|p| p.0 == *n));
         let adds = |(n, _): &Use| products.iter().any(|(product, (_, sum))| n == product || n == sum);
         let plain = parameters.iter().filter(multiplies).count() == 1 && uses.iter().all(adds);
@@ -137,8 +140,8 @@ fn inferred(graph: &Graph, module: &ModulePath, parameters: &[Vec<Use>]) -> Vec<
     ends.into_iter().map(|node| region(vec![], vec![Boundary::of(graph, node.into())])).collect()
 }
 
-/// What the last vector of a module of vectors (a norm, a scale) gives in every call, in order. Empty unless every call
-/// uses each of them once, on the way to that result.
+/// For a module of vectors (a norm, a scale), the result of the operation on its last vector in every call, in order.
+/// Empty unless every call uses each vector once and its result depends on all of them.
 fn vector_calls(graph: &Graph, parameters: &[Vec<Use>]) -> Vec<NodeIndex> {
     let used: Vec<&Vec<Use>> = parameters.iter().filter(|uses| !uses.is_empty()).collect();
     let calls = used.first().map_or(0, |uses| uses.len());
@@ -149,13 +152,14 @@ fn vector_calls(graph: &Graph, parameters: &[Vec<Use>]) -> Vec<NodeIndex> {
     let end = |call: usize| {
         let end = used.iter().map(|uses| uses[call].0).max()?;
         let above = ancestors(graph, end);
-        let gives = used.iter().all(|uses| above[uses[call].0.index()]) && made_from_data(graph, end.into());
-        gives.then_some(end)
+        let is_result = used.iter().all(|uses| above[uses[call].0.index()]) && depends_on_data(graph, end.into());
+        is_result.then_some(end)
     };
     (0..calls).map(end).collect::<Option<Vec<NodeIndex>>>().unwrap_or_default()
 }
 
-/// The call of a linear whose weight is operand `at` of a product, and the product or its sum with the bias.
+/// The region of a linear whose weight is operand `at` of a product, and the node of the product or of its sum with the
+/// bias.
 fn linear(graph: &Graph, module: &ModulePath, product: NodeIndex, at: usize, uses: &[Use]) -> (Region, NodeIndex) {
     let mut argument = graph.operands(product)[1 - at];
     let folded = |v: Value| {

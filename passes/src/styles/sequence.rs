@@ -7,11 +7,10 @@ use super::modules::Role;
 use super::prepare::Prepare;
 use super::style::{Module, ParallelStyle, Placements};
 
-/// The module runs on a shard of the sequence; its parameters are replicated, and their gradients
-/// reduced.
+/// Runs a module on a shard of the sequence. Its parameters are replicated, and their gradients are reduced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SequenceParallel {
-    /// Which dimension of the module's result is the sequence.
+    /// The dimension of the result of the module that is the sequence.
     pub sequence_dim: isize,
 }
 

@@ -1,40 +1,40 @@
-//! What a parallel style is: a public trait, which the built-in styles implement like anyone's own.
+//! The trait of parallel styles. It is public: built-in styles implement it like custom ones.
 //!
-//! A style looks at a [`Module`] and makes [`Placements`]: which parameters are cut by columns or by
-//! rows, and how values that cross a module's boundary are prepared. Everything else follows from
-//! the factor table.
+//! A style examines a [`Module`] and adds [`Placements`]: which parameters are cut by columns or by rows, and how
+//! values at the boundary of a module are prepared. Everything else follows from the factor table.
 
+use super::direction::Direction;
 use super::error::StyleError;
 use super::modules::{Role, Weight, levels};
 use super::pairs::{Pair, pairs};
 use super::prepare::Prepare;
-use super::way::Way;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use tpc_ir::reason::Side;
 use tpc_ir::{Graph, ModulePath};
 
-/// A parallel style: says of one module how it is placed.
+/// A parallel style, which places one module.
 pub trait ParallelStyle: Debug + Send + Sync {
-    /// The name that errors and reasons show.
+    /// The name in errors and reasons.
     fn name(&self) -> &str;
 
-    /// The built-in plan whose part it is, which reasons name instead of the path that the style is given to.
+    /// The built-in plan to which the style belongs. Reasons name it instead of the path of the entry.
     fn built_in(&self) -> Option<&'static str> {
         None
     }
 
-    /// What the style works on, for the error when a module has nothing of it.
+    /// What the style works on, for the error if a module has nothing of it.
     fn accepts(&self) -> &str;
 
-    /// Places a module that the plan's path matches. Making no placement is an error for the user.
+    /// Places a module that the path of a plan entry matches. It is an error of the plan if the style adds no
+    /// placement.
     ///
     /// # Errors
-    /// What the style cannot place.
+    /// The style cannot place the module.
     fn place(&self, module: &Module<'_>, placements: &mut Placements) -> Result<(), StyleError>;
 }
 
-/// A module as the captured program shows it.
+/// A module of the captured program.
 pub struct Module<'a> {
     graph: &'a Graph,
     weights: &'a BTreeMap<ModulePath, Weight>,
@@ -46,99 +46,99 @@ impl<'a> Module<'a> {
         Module { graph, weights, path }
     }
 
-    /// Its path; the root is the whole model.
+    /// The path of the module; the root for the whole model.
     pub fn path(&self) -> &'a ModulePath {
         self.path
     }
 
-    /// The parameters of the module itself that the forward pass uses.
+    /// The parameters of the module itself, without those of inner modules, that the forward pass uses.
     pub fn parameters(&self) -> impl Iterator<Item = &'a Weight> + '_ {
         self.weights.values().filter(move |w| w.name.holder() == *self.path)
     }
 
-    /// The parameters of the module and of all modules below it.
+    /// The parameters of the module and of all modules inside it that the forward pass uses.
     pub fn all_parameters(&self) -> impl Iterator<Item = &'a Weight> + '_ {
         self.weights.values().filter(|w| w.name.is_below(self.path))
     }
 
-    /// The linears of the subtree with their levels: 1 reads what comes from outside, k+1 reads
-    /// results of level k.
+    /// The linears of the module and of all modules inside it, with their levels. Linears of level 1 read values from
+    /// outside, those of level k + 1 read results of level k.
     pub fn levels(&self) -> Vec<(&'a Weight, usize)> {
         let linears: Vec<&Weight> = self.all_parameters().filter(|w| w.role == Role::Linear).collect();
         levels(self.graph, &linears)
     }
 
-    /// The pairs among the linears of the subtree: some that are cut by columns, and those that read their results, cut
-    /// by rows. Linears that belong to no pair are not listed.
+    /// The pairs among these linears: linears to cut by columns, and those that read their results, to cut by rows.
+    /// Linears that belong to no pair are not listed.
     pub fn pairs(&self) -> Vec<Pair<'a>> {
         pairs(self.graph, self.weights, self.path)
     }
 
-    /// The weights among these linears that no result of another of them reaches.
+    /// Filters some linears: those that no result of another one of them reaches.
     pub(super) fn first_of(&self, linears: &[&'a Weight]) -> Vec<&'a Weight> {
         levels(self.graph, linears).into_iter().filter(|(_, level)| *level == 1).map(|(weight, _)| weight).collect()
     }
 
-    /// Rows of a table.
+    /// The number of rows of a table.
     pub fn rows(&self, weight: &Weight) -> usize {
         self.graph.node(weight.input).types[0].shape.first().copied().unwrap_or(1)
     }
 
-    /// Output features of a linear: the product of the dimensions that its product keeps.
+    /// The number of output features of a linear.
     pub fn columns(&self, weight: &Weight) -> usize {
         let shape = &self.graph.node(weight.input).types[0].shape;
         weight.outer.iter().map(|&dim| shape[dim]).product()
     }
 
-    /// The vectors that are added to a weight's product: its biases.
+    /// The biases of a weight, which are the vectors that are added to its product.
     pub fn biases(&self, weight: &Weight) -> Vec<ModulePath> {
         super::modules::biases(self.graph, self.weights, weight)
     }
 }
 
-/// What styles say.
+/// The placements that styles add.
 #[derive(Debug, Default)]
 pub struct Placements {
-    /// Parameters that are cut.
-    pub(super) cuts: Vec<(ModulePath, Way)>,
-    /// Values at module boundaries: path, side, position, preparation.
+    /// The parameters that are cut.
+    pub(super) cuts: Vec<(ModulePath, Direction)>,
+    /// The preparations of values at module boundaries: path, side, position, preparation.
     pub(super) boundaries: Vec<(ModulePath, Side, usize, Prepare)>,
-    /// Modules whose results are prepared only if they have the dimension: `(path, dimension)`.
+    /// The modules whose results are sharded along the sequence, if they have this dimension: `(path, dimension)`.
     pub(super) sequences: Vec<(ModulePath, isize)>,
-    /// Whether nothing need be placed.
-    pub(super) nothing_is_fine: bool,
+    /// Whether it is not an error if nothing is placed.
+    pub(super) may_be_empty: bool,
 }
 
 impl Placements {
-    /// Cuts a weight, and with its columns the biases that are added to its product.
-    pub fn cut(&mut self, module: &Module<'_>, weight: &Weight, way: Way) {
-        self.cuts.push((weight.name.clone(), way));
-        if way == Way::Columns {
-            self.cuts.extend(module.biases(weight).into_iter().map(|b| (b, Way::Columns)));
+    /// Cuts a weight. If it is cut by columns, its biases are cut too.
+    pub fn cut(&mut self, module: &Module<'_>, weight: &Weight, direction: Direction) {
+        self.cuts.push((weight.name.clone(), direction));
+        if direction == Direction::Columns {
+            self.cuts.extend(module.biases(weight).into_iter().map(|b| (b, Direction::Columns)));
         }
     }
 
-    /// Prepares an argument (counted from 0) of the module of that path.
+    /// Prepares an argument, counted from 0, of the module at a path.
     pub fn argument(&mut self, path: &ModulePath, position: usize, prepare: Prepare) {
         self.boundaries.push((path.clone(), Side::Arguments, position, prepare));
     }
 
-    /// Prepares a result (counted from 0) of the module of that path.
+    /// Prepares a result, counted from 0, of the module at a path.
     pub fn result(&mut self, path: &ModulePath, position: usize, prepare: Prepare) {
         self.boundaries.push((path.clone(), Side::Results, position, prepare));
     }
 
-    /// The module is left as it is on purpose: its parameters stay replicated.
+    /// Leaves the module as it is, so that its parameters stay replicated.
     pub fn leave(&mut self) {
-        self.nothing_is_fine = true;
+        self.may_be_empty = true;
     }
 
-    /// Shards a result along the sequence if it has that dimension besides its features.
+    /// Shards the result of a module along the sequence, if it has this dimension in addition to its features.
     pub(super) fn sequence(&mut self, path: &ModulePath, dim: isize) {
         self.sequences.push((path.clone(), dim));
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.cuts.is_empty() && self.boundaries.is_empty() && self.sequences.is_empty() && !self.nothing_is_fine
+        self.cuts.is_empty() && self.boundaries.is_empty() && self.sequences.is_empty() && !self.may_be_empty
     }
 }

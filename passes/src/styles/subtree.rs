@@ -1,18 +1,19 @@
-//! The boundary of a module that holds others: the one value that its first ones read, and the one that leaves it.
+//! The boundary of a module that contains other modules: the only value that its first modules read, and the only value
+//! that leaves it.
 //!
-//! A residual or a gate that joins what the last module gives with a value that is known to be made inside is inside,
-//! and the boundary is behind it. Joined with what the subtree reads it may be either: a module with a residual and a
-//! residual around a module are the same program. Then the results are unknown.
+//! If a residual or a gate combines the result of the last module with a value that is computed inside, it belongs to
+//! the subtree, and the boundary is after it. If it combines the result with a value that the subtree reads, the result
+//! of the subtree is unknown, because a module with a residual and a residual around a module are the same program.
 
-use super::dataflow::{ancestors, behind_views, made_from_data};
+use super::dataflow::{ancestors, depends_on_data, viewed};
 use petgraph::graph::NodeIndex;
 use std::collections::BTreeSet;
 use tpc_ir::{Boundary, Graph, MapFn, ModulePath, Op, Phase, Region, Value};
 
-/// The boundary of one call of the module of a path, as far as it is known, from those of the modules that it holds.
-/// Of a norm only the result is known.
+/// The boundary of one call of the module at a path, as far as it is known, given those of the modules inside it. For a
+/// norm, only the result is known.
 pub(super) fn boundary_of(graph: &Graph, path: &ModulePath, parts: &[&Region]) -> Region {
-    // What a norm reads its parameters do not show; what it depends on, its result does.
+    // The parameters of a norm do not show what it reads, but its result depends on that.
     let shown = |r: &Region| r.arguments.first().unwrap_or(&r.results[0]).value.node;
     let reads: Vec<Vec<bool>> = parts.iter().map(|r| ancestors(graph, shown(r))).collect();
     let depends = |i: usize, j: usize| i != j && reads[i][parts[j].results[0].value.node.index()];
@@ -27,7 +28,7 @@ pub(super) fn boundary_of(graph: &Graph, path: &ModulePath, parts: &[&Region]) -
     let subtree = Subtree {
         graph,
         read: first.iter().flat_map(|&i| &parts[i].arguments).map(|b| b.value).collect(),
-        behind_norm: arguments.is_none(),
+        after_norm: arguments.is_none(),
         inside: parts.iter().map(|r| r.results[0].value).collect(),
     };
     let results = only(last.iter().map(|&i| &parts[i].results[0]).collect()).and_then(|b| subtree.leaves(b.value));
@@ -38,32 +39,32 @@ pub(super) fn boundary_of(graph: &Graph, path: &ModulePath, parts: &[&Region]) -
     }
 }
 
-/// The modules below a path.
+/// The modules inside a module.
 struct Subtree<'a> {
     graph: &'a Graph,
-    /// What its first modules read, as far as it is known.
+    /// The values that its first modules read, as far as they are known.
     read: Vec<Value>,
-    /// Whether one of them is a norm, so that what the subtree reads is not known.
-    behind_norm: bool,
-    /// What the modules give.
+    /// Whether one of the first modules is a norm, so that what the subtree reads is not known.
+    after_norm: bool,
+    /// The results of the modules.
     inside: Vec<Value>,
 }
 
 /// How an operand relates to a subtree.
 #[derive(PartialEq, Eq)]
 enum Relation {
-    /// Made from what the subtree's modules give.
+    /// Computed from results of the modules of the subtree.
     Inside,
-    /// Known to the subtree: what it reads, or may read.
+    /// A value that the subtree reads or may read.
     Known,
-    /// Nothing that the subtree can know, if it has one argument.
+    /// A value that the subtree cannot read if it has one argument.
     Foreign,
 }
 
 impl Subtree<'_> {
-    /// Where what the last module gives leaves the subtree: there, or behind the residuals and gates that join it with
-    /// other values of the subtree. `None` if it is joined with what the subtree reads, which may happen inside (a
-    /// module with a residual) or outside (the residual around a module).
+    /// The value that leaves the subtree: the result of its last module, or that of the residuals and gates that
+    /// combine it with other values of the subtree. `None` if it is combined with a value that the subtree reads, which
+    /// may happen inside (a module with a residual) or outside (a residual around a module).
     fn leaves(&self, last: Value) -> Option<Value> {
         let graph = self.graph;
         let (mut result, mut at) = (last, last);
@@ -98,18 +99,18 @@ impl Subtree<'_> {
         }
     }
 
-    /// What `value` is to the subtree, apart from what it is through `at`.
+    /// How `value` relates to the subtree, unless it depends on `at`.
     fn relation(&self, value: Value, at: Value) -> Relation {
         let above = ancestors(self.graph, value.node);
         if above[at.node.index()] {
-            return Relation::Foreign; // a residual that begins at `at`
+            return Relation::Foreign; // This is a residual that begins at `at`.
         }
         if self.inside.iter().any(|v| above[v.node.index()]) {
             return Relation::Inside;
         }
-        let same = |v: &Value| behind_views(self.graph, *v) == behind_views(self.graph, value);
+        let same = |v: &Value| viewed(self.graph, *v) == viewed(self.graph, value);
         let reads = |v: &Value| ancestors(self.graph, v.node)[value.node.index()];
-        let may_read = self.behind_norm && made_from_data(self.graph, value) && self.inside.iter().any(reads);
+        let may_read = self.after_norm && depends_on_data(self.graph, value) && self.inside.iter().any(reads);
         if may_read || self.read.iter().any(same) { Relation::Known } else { Relation::Foreign }
     }
 }

@@ -1,4 +1,4 @@
-//! The targets that are built in, as the profiles beside this file.
+//! The built-in targets, whose profiles are next to this file.
 //!
 //! | target | profile |
 //! |---|---|
@@ -8,11 +8,13 @@
 //! | `ethernet` | nodes of four ranks of the class of `cpu`, with 25 Gb/s Ethernet between the nodes |
 //!
 //! # Where the numbers come from
-//! **`cpu`**: measured once, with the kernels and communicators of `tpc-runtime`; `tpc calibrate` measures another machine in
-//! the same way. Products of bf16 are computed in f32 there and have its rate. The capacity is that of 16 GiB shared by two ranks.
+//! **`cpu`**: measured once, with the kernels and communicators of `tpc-runtime`; `tpc calibrate` measures another
+//! machine in the same way. Products of bf16 are computed in f32 and have the rate of f32. The capacity is 16 GiB,
+//! shared by two ranks.
 //!
-//! **`h100-node`, `h200-node`**: peak rates without sparsity, of NVIDIA's data sheets (*NVIDIA H100 Tensor Core GPU*, *NVIDIA
-//! H200 Tensor Core GPU*, columns SXM; the sheets print rates of tensor cores with sparsity, which are twice as large).
+//! **`h100-node`, `h200-node`**: peak rates without sparsity, from NVIDIA's data sheets (*NVIDIA H100 Tensor Core GPU*
+//! and *NVIDIA H200 Tensor Core GPU*, columns SXM; the sheets list the rates of tensor cores with sparsity, which are
+//! twice as large).
 //!
 //! | number | H100 | H200 | source |
 //! |---|---|---|---|
@@ -26,15 +28,15 @@
 //! | latency between nodes | 20 µs | 20 µs | the same file: 3.6 + 6 · 2.7, an all-reduce of four nodes |
 //! | launch | 0.5 µs | 0.5 µs | NVIDIA's blog post *Getting Started with CUDA Graphs*: 3.4 µs a kernel of 2.9 µs in a graph |
 //!
-//! Peaks are more than programs reach. The search compares costs with each other, so a factor that all of them share changes
-//! nothing; where the ratio of products to links matters, `tpc calibrate --device cuda` measures it.
+//! Programs do not reach peak rates. The search compares costs with each other, so a factor that all of them share
+//! changes nothing; if the ratio of products to links matters, `tpc calibrate --device cuda` measures it.
 //!
-//! **`ethernet`**: 25 Gb/s are IEEE 802.3by; the four ranks of a node share the adapter, so each has a quarter of 3.125 GB/s.
-//! The latency is half of a round trip of 250 µs (Alizadeh et al., *Data Center TCP*, SIGCOMM 2010: round trips between racks
-//! without queues). Everything inside a node is `cpu`.
+//! **`ethernet`**: 25 Gb/s is the rate of IEEE 802.3by; the four ranks of a node share the adapter, so each has a
+//! quarter of 3.125 GB/s. The latency is half of a round trip of 250 µs (Alizadeh et al., *Data Center TCP*, SIGCOMM
+//! 2010: round trips between racks without queues). Everything inside a node is `cpu`.
 //!
-//! The shares `view`, `fused_reads` and `mask` are the same everywhere. They say how lowering treats an operation, not how fast a
-//! device is.
+//! The shares `view`, `fused_reads` and `mask` are the same everywhere. They describe how lowering treats an operation,
+//! not how fast a device is.
 
 use super::{Target, TargetError};
 use std::sync::LazyLock;
@@ -53,17 +55,17 @@ static TARGETS: LazyLock<[Target; 4]> = LazyLock::new(|| {
 });
 
 impl Target {
-    /// Ranks on the CPU class that this project measures on: what programs for the CPU are compiled for unless a target is named.
+    /// Ranks on the class of CPU that this project was measured on. It is the default target of programs for the CPU.
     pub fn cpu() -> &'static Target {
         &TARGETS[0]
     }
 
-    /// GPUs as in a DGX H100: what programs for CUDA are compiled for unless a target is named.
+    /// GPUs as in a DGX H100. It is the default target of programs for CUDA.
     pub fn h100_node() -> &'static Target {
         &TARGETS[1]
     }
 
-    /// The built-in target of that name ([`BUILT_IN`]).
+    /// The built-in target with a name of [`BUILT_IN`].
     ///
     /// # Errors
     /// No target has the name.
@@ -95,7 +97,7 @@ mod tests {
         assert_eq!((Target::cpu().name.as_str(), Target::h100_node().name.as_str()), (BUILT_IN[0], BUILT_IN[1]));
     }
 
-    /// Every golden of the CPU was made with these numbers.
+    /// All goldens for the CPU depend on these numbers.
     #[test]
     fn the_cpu_has_one_kind_of_link() {
         let cpu = Target::cpu();

@@ -1,25 +1,27 @@
-//! What a program is compiled for: the rates of a device and of the links between ranks, as data.
+//! Targets: the rates of devices, and of the links between ranks, that programs are compiled for.
 //!
 //! | question | file |
 //! |---|---|
-//! | which numbers describe a machine, which link an axis uses | this one |
+//! | which numbers describe a machine, which link an axis uses | this file |
 //! | how a profile is read and written as JSON | `profile`, `target.schema.json` |
 //! | which targets are built in, and where their numbers come from | [`built_in`], `*.json` |
 //!
 //! [`cost`](crate::cost) turns these numbers into the seconds of an operation. There is no default target: a caller
-//! names one, or takes the target of the device that runs the ranks.
+//! names one, or uses the target of the device that runs the ranks.
 //!
 //! # Links
-//! A collective costs α + bytes / bandwidth, where α is a number of seconds ([`Link::latency`]) and the bytes are those that a
-//! rank sends. Ranks are numbered so that the last axis of a mesh is the fastest to change, and the ranks of one node have
-//! consecutive numbers. The group of an axis therefore stays inside a node if the ranks that it spans (the size of the axis times
-//! the sizes of all later axes) divide the ranks of a node; otherwise some group leaves its node, and the axis has the link
-//! between nodes. A profile can also give an axis a link by its name, which is then not looked for.
+//! A collective takes α + bytes / bandwidth, where α is its latency in seconds ([`Link::latency`]) and the bytes are
+//! those that a rank sends. Ranks are numbered so that the last axis of a mesh is the fastest to change, and the ranks
+//! of one node have consecutive numbers. The group of an axis therefore stays inside a node if the ranks that it spans
+//! (the size of the axis times the sizes of all later axes) divide the ranks of a node; otherwise some group leaves its
+//! node, and the axis has the link between nodes. A profile can also give a link to an axis by name, which then takes
+//! precedence.
 //!
-//! A group over several axes has the slowest link of any of them: the largest latency and the smallest bandwidth. Its ring crosses
-//! the slow link in few places, but all ranks move one chunk at a time, and every step waits for the chunk that crosses. So a ring
-//! over eight ranks of which two edges leave a node takes as long as one whose edges all do. What crosses the slow link can only
-//! become less if the collective is taken apart: rule 25 reduces inside the nodes first.
+//! A group over several axes has the slowest link of all of them: the largest latency and the smallest bandwidth. Its
+//! ring crosses the slow link in few places, but all ranks send one chunk at a time, and every step waits for the chunk
+//! that crosses it. A ring over eight ranks of which two edges leave a node therefore takes as long as one whose edges
+//! all do. Only splitting the collective reduces the bytes that cross the slow link: rule 25 reduces inside the nodes
+//! first.
 
 pub mod built_in;
 mod profile;
@@ -33,44 +35,46 @@ use tpc_ir::{AxisId, AxisSet, DType, Mesh};
 /// A machine that programs are compiled for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target {
-    /// What messages call it.
+    /// The name in messages.
     pub name: String,
-    /// What executes one rank.
+    /// The device that executes one rank.
     pub device: Device,
-    /// What connects the ranks.
+    /// The links between ranks.
     pub links: Links,
-    /// The share of a reduction's latency that turning a value into one term of a sum costs (`to_partial`).
+    /// The cost of turning a value into a term of a sum (`to_partial`), as a share of the latency of a reduction.
     ///
-    /// Such a mask moves no bytes, but the value that it is added to then waits for it, and the reduction of the sum can no longer
-    /// travel with reductions that come before. With a share between 0 and 1 a mask pays if it saves a reduction, and does not
-    /// pay if it only moves one.
+    /// Such a mask moves no bytes, but the value to which it is added must wait for it, and the reduction of the sum
+    /// can no longer be merged with earlier reductions. With a share between 0 and 1, a mask pays off if it saves a
+    /// reduction, but not if it only moves one.
     pub mask: f64,
 }
 
-/// What executes one rank.
+/// The device that executes one rank.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Device {
-    /// Which backends it stands for.
+    /// The backends that it stands for.
     pub kind: DeviceKind,
-    /// How fast it multiplies matrices.
+    /// The rates of matrix products.
     pub products: Products,
-    /// Bytes per second that everything but a product reads and writes.
+    /// The bytes per second that all operations except products read and write.
     pub memory: f64,
-    /// Seconds that starting a kernel costs. It is also why small products are slower than large ones: a product of n operations
-    /// takes `launch + n / rate`, so that half of the rate is reached at `n = launch · rate` (Hockney's n½). No table of rates by
-    /// size is needed beside it.
+    /// The seconds that it takes to start a kernel. It also makes small products slower than large ones: a product of n
+    /// operations takes `launch + n / rate`, which is half of the rate at `n = launch · rate` (Hockney's n½). Therefore
+    /// no table of rates by size is needed.
     pub launch: f64,
-    /// The share of a launch that a view costs (a slice of a value that every rank has, an index into a dimension). Most views are
-    /// free, since their readers address them; a share above 0 means that doing without is cheaper.
+    /// The cost of a view (a slice of a value that every rank has, an index into a dimension), as a share of a launch.
+    /// Most views are free, because their readers address the viewed value; a share above 0 makes it cheaper to have no
+    /// view.
     pub view: f64,
-    /// The share of its operands that an elementwise operation reads from memory. Most of them share a loop with the operations that
-    /// make their operands, and only the result is written. The search decides before loops are made, so it takes an average.
+    /// The share of its operands that an elementwise operation reads from memory. Most elementwise operations are in
+    /// one loop with those that compute their operands, and only the result is written. The search runs before loops
+    /// are formed, so it uses an average.
     pub fused_reads: f64,
-    /// Bytes of memory of one rank. No cost depends on it: it is what a plan has to fit into.
+    /// The bytes of memory of one rank. Costs do not depend on it, but a plan must fit into it.
     pub capacity: f64,
 }
 
-/// Which backends a device stands for.
+/// The backends that a device stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
     /// Threads or processes on a CPU.
@@ -80,7 +84,7 @@ pub enum DeviceKind {
 }
 
 impl DeviceKind {
-    /// Its name in a profile.
+    /// The name in profiles.
     pub fn name(self) -> &'static str {
         match self {
             DeviceKind::Cpu => "cpu",
@@ -92,18 +96,18 @@ impl DeviceKind {
 /// Floating-point operations per second of matrix products, by the element type of the operands.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Products {
-    /// f32, and every type that has no rate of its own.
+    /// The rate for f32, and for every type without another rate.
     pub f32: f64,
-    /// bf16.
+    /// The rate for bf16.
     pub bf16: Option<f64>,
-    /// f16.
+    /// The rate for f16.
     pub f16: Option<f64>,
-    /// f64.
+    /// The rate for f64.
     pub f64: Option<f64>,
 }
 
 impl Products {
-    /// The rate of products of this type.
+    /// The rate of products with operands of a type.
     pub fn rate(&self, dtype: DType) -> f64 {
         let own = match dtype {
             DType::BF16 => self.bf16,
@@ -115,39 +119,39 @@ impl Products {
     }
 }
 
-/// A connection of ranks.
+/// A link between ranks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Link {
-    /// Seconds that a collective costs before its first byte (α).
+    /// The seconds that a collective takes in addition to the time for its bytes (α).
     pub latency: f64,
-    /// Bytes per second that each rank sends while all ranks of its group do (1/β).
+    /// The bytes per second that each rank sends while all ranks of its group send (1/β).
     pub bandwidth: f64,
 }
 
 impl Link {
-    /// What bounds a group that uses both links.
+    /// The link that bounds a group that uses two links.
     fn slower(self, other: Link) -> Link {
         Link { latency: self.latency.max(other.latency), bandwidth: self.bandwidth.min(other.bandwidth) }
     }
 }
 
-/// The connections of a machine.
+/// The links of a machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Links {
-    /// Between ranks of different nodes; between any two ranks if there are no nodes.
+    /// The link between ranks of different nodes, or between any two ranks if there are no nodes.
     pub default: Link,
-    /// Between ranks of one node.
+    /// The nodes, if there are any, and the link between ranks of one node.
     pub node: Option<Node>,
-    /// Links of the mesh axes with these names, in the place of what the nodes say.
+    /// Links of mesh axes by name, which take precedence over nodes.
     pub axes: BTreeMap<String, Link>,
 }
 
-/// Ranks with consecutive numbers that are connected by a link of their own.
+/// Ranks with consecutive numbers that have a common, faster link.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Node {
-    /// Ranks of a node.
+    /// The number of ranks of a node.
     pub ranks: usize,
-    /// What connects them.
+    /// The link between them.
     pub link: Link,
 }
 
@@ -167,7 +171,7 @@ impl Links {
         named.or_else(inside).unwrap_or(self.default)
     }
 
-    /// The link that bounds a collective over these axes; axes with one rank connect nothing.
+    /// The link that bounds a collective over some axes. Axes of one rank do not count.
     pub fn group(&self, mesh: &Mesh, axes: AxisSet) -> Link {
         let links = axes.iter().filter(|&axis| mesh.size(axis) > 1).map(|axis| self.axis(mesh, axis));
         links.reduce(Link::slower).unwrap_or(self.default)
@@ -216,7 +220,7 @@ mod tests {
         }
     }
 
-    /// The definition: a link between nodes is used if some group has ranks of two nodes.
+    /// By definition, the link between nodes is used if some group has ranks of two nodes.
     #[test]
     fn an_axis_leaves_its_node_exactly_if_one_of_its_groups_does() {
         for sizes in [[2, 4], [4, 2], [3, 2], [2, 3], [6, 2], [5, 3], [1, 8], [8, 1]] {
@@ -247,7 +251,7 @@ mod tests {
         assert_eq!(links.group(&mesh, both), Link { latency: 7.0, bandwidth: 1.0 });
     }
 
-    /// The part of an axis that a plan splits off may stay inside a node where the axis does not; a name means all its parts.
+    /// A part of an axis may stay inside a node even if the axis does not. A name stands for all parts of the axis.
     #[test]
     fn parts_of_axes_have_links_of_their_own() {
         let mesh = Mesh::parse("tp=16").unwrap().split(AxisId(0), 2).unwrap();

@@ -1,4 +1,4 @@
-//! The JSON form of targets. Its schema is `passes/src/targets/target.schema.json`; a test keeps the two equal.
+//! The JSON form of targets. Its schema is `passes/src/targets/target.schema.json`; a test checks that both agree.
 
 use super::{Device, DeviceKind, Link, Links, Node, Products, Target};
 use serde_json::{Map, Value as Json, json};
@@ -10,58 +10,58 @@ use tpc_ir::unique::{self, UniqueError};
 /// The JSON Schema of profiles.
 pub const SCHEMA: &str = include_str!("target.schema.json");
 
-/// What is wrong with a target's profile or name.
+/// A fault in the profile or the name of a target.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// The text is not JSON.
     #[error("the target is not JSON: {0}")]
     Json(String),
-    /// A key stands twice in one object.
-    #[error("the target says something twice: {0}")]
+    /// A key occurs twice in one object.
+    #[error("the target is ambiguous: {0}")]
     Repeated(UniqueError),
-    /// A key that means nothing.
+    /// An unknown key.
     #[error("the target has an unknown key `{}` in {place}: known are {known}", cut(.key))]
     Key {
         /// The key.
         key: String,
         /// The object that it is in.
         place: String,
-        /// What may stand there.
+        /// The keys that the object may have.
         known: String,
     },
-    /// A key that is not there.
+    /// A missing key.
     #[error("the target lacks the key `{key}` in {place}, which is {meaning}")]
     Missing {
         /// The key.
         key: &'static str,
         /// The object that should have it.
         place: String,
-        /// What it says.
+        /// The meaning of its value.
         meaning: &'static str,
     },
     /// A value of the wrong kind.
     #[error("`{}` in the target must be {expected}, found {}", cut(.key), cut(.found))]
     Kind {
-        /// The keys that lead to it.
+        /// The path of the value.
         key: String,
-        /// What it must be.
+        /// The expected kind of value.
         expected: &'static str,
-        /// What it is.
+        /// The value that was found.
         found: String,
     },
-    /// No built-in target of that name.
+    /// No built-in target has the name.
     #[error("there is no built-in target `{}` and no such file: built in are {known}", cut(.name))]
     BuiltIn {
         /// The name.
         name: String,
-        /// What exists.
+        /// The names that exist.
         known: String,
     },
 }
 
 const POSITIVE: &str = "a number above 0";
 
-/// An object of a profile, and the keys that lead to it.
+/// An object of a profile, and its path.
 struct Object<'a> {
     map: &'a Map<String, Json>,
     path: String,
@@ -74,7 +74,7 @@ impl<'a> Object<'a> {
         Ok(Object { map: map?, path: path.into() })
     }
 
-    /// An error unless all keys are among these.
+    /// Fails unless all keys of the object are among the known ones.
     fn known(self, known: &[&str]) -> Result<Self, TargetError> {
         match self.map.keys().find(|key| !known.contains(&key.as_str())) {
             Some(key) => Err(TargetError::Key { key: key.clone(), place: self.place(), known: known.join(", ") }),
@@ -86,7 +86,7 @@ impl<'a> Object<'a> {
         if self.path.is_empty() { "the outermost object".into() } else { format!("`{}`", self.path) }
     }
 
-    /// The keys that lead to the value of one more.
+    /// The path of the value of a key.
     fn at(&self, key: &str) -> String {
         if self.path.is_empty() { key.into() } else { format!("{}.{key}", self.path) }
     }
@@ -126,7 +126,7 @@ fn device(device: Object<'_>) -> Result<Device, TargetError> {
     Ok(Device {
         kind: kind_of.ok_or_else(|| kind(&device.at("kind"), "\"cpu\" or \"cuda\"", named))?,
         products: Products {
-            f32: products.positive("f32", "the rate of every type without one of its own")?,
+            f32: products.positive("f32", "the rate of every type that has no other")?,
             bf16: products.perhaps("bf16")?,
             f16: products.perhaps("f16")?,
             f64: products.perhaps("f64")?,
@@ -177,17 +177,17 @@ fn links(links: Object<'_>) -> Result<Links, TargetError> {
 }
 
 impl Target {
-    /// Reads a profile.
+    /// Parses a profile.
     ///
     /// # Errors
-    /// A text that is no JSON; a key that is unknown, missing or stands twice; a value that is no positive number.
+    /// The text is not JSON, a key is unknown, missing or occurs twice, or a value has the wrong kind.
     pub fn from_json(text: &str) -> Result<Self, TargetError> {
         let json = unique::parse(text).map_err(|error| match error {
             UniqueError::Syntax(problem) => TargetError::Json(problem),
             repeated => TargetError::Repeated(repeated),
         })?;
         let target = Object::new(&json, "")?.known(&["name", "device", "links", "mask"])?;
-        let name = target.value("name", "what messages call it")?;
+        let name = target.value("name", "its name in messages")?;
         Ok(Target {
             name: match name.as_str().filter(|name| !name.is_empty()) {
                 Some(name) => name.into(),
@@ -252,7 +252,7 @@ mod tests {
         }
     }
 
-    /// Every object of the schema has the keys that the parser knows and needs: what the schema allows and demands is tried.
+    /// Every object of the schema has exactly the keys that the parser knows, and requires those that the parser needs.
     #[test]
     fn the_schema_is_what_the_parser_accepts() {
         let schema: Json = serde_json::from_str(SCHEMA).unwrap();

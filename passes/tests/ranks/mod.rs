@@ -1,6 +1,5 @@
-//! The ranks of a mesh, simulated one operation at a time: what the validators of the factor table
-//! and of the rewrites share. Only the meaning of an operation (`tpc_ir::interpret`) is used, never
-//! the tables under test.
+//! Simulation of the ranks of a mesh, one operation at a time, for the validators of the factor table and of the
+//! rewrites. It uses only the meaning of operations (`tpc_ir::interpret`), never the tables under test.
 #![allow(dead_code)] // every test binary uses its own part
 
 use std::rc::Rc;
@@ -8,13 +7,13 @@ use tpc_ir::interpret::{Fault, Options, Site, Tensor, evaluate, redistribute};
 use tpc_ir::sharding::Chunk;
 use tpc_ir::{AxisId, AxisSet, Mesh, Node, Op, Origin, Partial, ReduceOp, Sharding, Type, random};
 
-/// A local tensor per rank.
+/// The local tensor of each rank.
 pub type Ranks = Vec<Rc<Tensor>>;
 
-/// For every dimension the axes that cut it, major to minor.
+/// For each dimension, the axes that cut it, from major to minor.
 pub type Dims = Vec<Vec<AxisId>>;
 
-/// Every way to cut `rank` dimensions by distinct axes of the mesh, in every order.
+/// All ways to cut `rank` dimensions by distinct axes of the mesh, in every order.
 pub fn cuts(rank: usize, mesh: &Mesh) -> Vec<Dims> {
     let mut all: Vec<Dims> = vec![vec![Vec::new(); rank]];
     for axis in mesh.axis_ids() {
@@ -33,7 +32,8 @@ pub fn cuts(rank: usize, mesh: &Mesh) -> Vec<Dims> {
     all
 }
 
-/// `dims` partial over every set of the axes it leaves free, under each of `ops`; not partial first.
+/// The shardings with the given `dims`: first the one that is not partial, then those that are partial over any set of
+/// the remaining axes, under each of `ops`.
 pub fn partials(dims: &Dims, mesh: &Mesh, ops: &[ReduceOp]) -> Vec<Sharding> {
     let used: AxisSet = dims.iter().flatten().copied().collect();
     let free: Vec<AxisId> = mesh.axis_ids().filter(|&a| !used.contains(a)).collect();
@@ -45,17 +45,17 @@ pub fn partials(dims: &Dims, mesh: &Mesh, ops: &[ReduceOp]) -> Vec<Sharding> {
     all
 }
 
-/// Every placement of a value of `rank` dimensions.
+/// All placements of a value of `rank` dimensions.
 pub fn placements(rank: usize, mesh: &Mesh, ops: &[ReduceOp]) -> Vec<Sharding> {
     cuts(rank, mesh).iter().flat_map(|dims| partials(dims, mesh, ops)).collect()
 }
 
-/// The whole box of a type.
+/// The box that covers a whole value.
 pub fn whole_box(ty: &Type) -> Vec<Chunk> {
     ty.shape.iter().map(|&len| Chunk { offset: 0, len }).collect()
 }
 
-/// One operation on whole tensors: its results.
+/// The results of an operation on whole tensors.
 pub fn logical(op: &Op, types: &[&Type], results: &[Type], operands: &[&Tensor]) -> Result<Vec<Tensor>, Fault> {
     let node = Node { op: op.clone(), types: results.to_vec(), origin: Origin::default() };
     let site = Site {
@@ -65,7 +65,7 @@ pub fn logical(op: &Op, types: &[&Type], results: &[Type], operands: &[&Tensor])
     evaluate(&node, types, operands, &site, &Options::default())
 }
 
-/// One operation on every rank: per result the local tensors.
+/// The local tensors of each result of an operation on every rank.
 pub fn local(
     op: &Op,
     types: &[&Type],
@@ -91,7 +91,7 @@ pub fn local(
     Ok(made)
 }
 
-/// The box of a whole tensor.
+/// The part of a whole tensor in a box.
 pub fn cut(whole: &Tensor, chunks: &[Chunk]) -> Tensor {
     let mut data = Vec::new();
     each(&whole.shape, chunks, |at| data.push(whole.data[at]));
@@ -112,8 +112,8 @@ fn each(shape: &[usize], chunks: &[Chunk], mut f: impl FnMut(usize)) {
     }
 }
 
-/// The value that local tensors denote under a type; `None` if they have other shapes or if ranks
-/// that hold the same elements disagree.
+/// The value that local tensors denote under a type; `None` if their shapes do not match or if ranks that hold the same
+/// elements disagree.
 pub fn denoted(ty: &Type, ranks: &Ranks, mesh: &Mesh) -> Option<Tensor> {
     let reduced = match ty.sharding.partial {
         Some(p) => redistribute(&Op::AllReduce { op: p.op, axes: p.axes }, mesh, ranks, &Options::default()).ok()?,
@@ -147,19 +147,19 @@ pub fn same(a: &Tensor, b: &Tensor, tolerance: f64) -> bool {
     a.shape == b.shape && a.data.iter().zip(&b.data).all(|(&x, &y)| near(x, y, tolerance))
 }
 
-/// Whether every rank holds the same in both.
+/// Whether the local tensors of every rank are equal.
 pub fn same_ranks(a: &Ranks, b: &Ranks, tolerance: f64) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(x, y)| same(x, y, tolerance))
 }
 
-/// A number below `n` from a seed and an index.
+/// A pseudorandom number below `n` from a seed and an index.
 pub fn dice(seed: u64, index: usize, n: usize) -> usize {
     random::philox(seed, 77, index as u64)[0] as usize % n
 }
 
-/// The local tensors of a value: random terms for every coordinate of the partial axes, cut as the
-/// sharding says, and the whole value that they denote. `element(term, index)` gives a term's element;
-/// if it says `None`, the term is the reduction's identity there, as after a `to_partial`.
+/// The local tensors of a value, and the whole value that they denote. There is a random term for every coordinate of
+/// the partial axes, cut according to the sharding. `element(term, index)` returns an element of a term, or `None` for
+/// the identity of the reduction, as after a `to_partial`.
 pub fn spread(ty: &Type, mesh: &Mesh, element: impl Fn(usize, usize) -> Option<f64>) -> (Ranks, Tensor) {
     let (op, axes) = ty.sharding.partial.map_or((ReduceOp::Sum, AxisSet::EMPTY), |p| (p.op, p.axes));
     let list: Vec<AxisId> = axes.iter().collect();

@@ -117,7 +117,7 @@ fn check(programs: &[RankProgram]) -> Result<(), RuntimeError> {
 fn check_beside(a: &RankProgram, b: &RankProgram) -> Result<(), RuntimeError> {
     for (mine, other) in [(a, b), (b, a)] {
         for input in mine.inputs.iter().filter(|input| !mine.shares(input, other)) {
-            let place = mine.place(input);
+            let place = mine.bytes_of(input);
             let touches = |buffer: &&Buffer| {
                 buffer.offset < place.end && place.start < buffer.offset + buffer.bytes && !place.is_empty()
             };
@@ -250,7 +250,7 @@ impl Session {
         self.check_usable()?;
         check(&programs)?;
         for (old, new) in self.shared().programs.iter().zip(&programs) {
-            let same = old.inputs == new.inputs && old.inputs.iter().all(|i| old.place(i) == new.place(i));
+            let same = old.inputs == new.inputs && old.inputs.iter().all(|i| old.bytes_of(i) == new.bytes_of(i));
             if !same {
                 let reason = "a program that replaces another must have the same inputs at the same places";
                 return Err(RuntimeError::Launch(reason.into()));

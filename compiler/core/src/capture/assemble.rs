@@ -1,4 +1,4 @@
-//! From a recording to a [`Captured`].
+//! Turns a recording into a [`Captured`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
@@ -12,7 +12,7 @@ use super::interface::{CapturedInput, CapturedOutput, InputKind, OutputKind};
 use super::operation::{first_result, for_each_tensor, name};
 use super::scope::RawScope;
 
-/// A program in ids of the recording.
+/// A program whose tensors still have the ids of the recording.
 pub(super) struct Draft {
     pub(super) operations: Vec<OperationIr>,
     pub(super) inputs: Vec<DraftInput>,
@@ -30,7 +30,7 @@ pub(super) struct DraftInput {
 }
 
 impl Draft {
-    /// Checks the program, finds its constants and renumbers it.
+    /// Checks the program, finds its constants and renumbers its tensors.
     pub(super) fn finish(mut self, values: &BTreeMap<u64, TensorData>) -> Result<Captured, CaptureError> {
         self.refuse_unsupported()?;
         self.drop_placeholders();
@@ -61,7 +61,7 @@ impl Draft {
             let reason = match op {
                 OperationIr::Custom(_) => "a custom operation has no known meaning",
                 OperationIr::Distributed(_) => {
-                    "collectives are placed by the compiler; capture the program of one device"
+                    "collectives are inserted by the compiler; capture the program of a single device"
                 }
                 _ if op.nodes().iter().any(|tensor| matches!(tensor.dtype, DType::QFloat(_))) => {
                     "quantized tensors are not supported"
@@ -79,7 +79,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Drops what was recorded only to have a tensor that stands for an input.
+    /// Drops the operations that were recorded only to obtain a tensor that stands for an input.
     fn drop_placeholders(&mut self) {
         let inputs: HashSet<u64> = self.inputs.iter().map(|input| input.id).collect();
         self.operations.retain(|op| !op.outputs().any(|tensor| inputs.contains(&tensor.id.value())));
@@ -109,7 +109,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Inputs get the first ids, in order, then results as they are computed; what an operation reads is read-only.
+    /// Numbers the inputs first, in order, and then the results as they are computed. Every operand becomes read-only.
     fn renumber(
         mut self,
         forward_end: usize,
@@ -120,7 +120,7 @@ impl Draft {
         for input in &self.inputs {
             let next = ids.len() as u64;
             if ids.insert(input.id, next).is_some() {
-                return Err(CaptureError::Inconsistent(format!("tensor {} is two inputs", input.id)));
+                return Err(CaptureError::Inconsistent(format!("tensor {} occurs twice as an input", input.id)));
             }
         }
         let mut results = Vec::with_capacity(self.operations.len() + 1);
@@ -182,7 +182,7 @@ fn unique<'a>(what: &'static str, names: impl Iterator<Item = &'a String>) -> Re
     Ok(())
 }
 
-/// A tensor of the recording that was not recorded by burn.
+/// A tensor of the program that burn did not record.
 pub(super) fn tensor(id: u64, shape: Vec<usize>, dtype: DType) -> TensorIr {
     TensorIr::uninit(TensorId::new(id), Shape::from(shape), dtype)
 }

@@ -13,33 +13,35 @@ pub use super::params::ModuleInfo;
 use super::scalars::StepScalars;
 use super::states::OptimizerStates;
 
-/// A recorded program; the invariants are those of [the module](super).
+/// A recorded program. [The module](super) lists its invariants.
 #[derive(Clone, Debug)]
 pub struct Captured {
     /// The operations, with `inputs` and `outputs` in the order of the fields below.
     pub graph: GraphIr,
-    /// Everything that the graph reads and does not compute.
+    /// Everything that the graph reads but does not compute.
     pub inputs: Vec<CapturedInput>,
-    /// What the graph is for.
+    /// The results of the graph.
     pub outputs: Vec<CapturedOutput>,
     /// Regions marked with [`scope`](super::scope::scope), in the order in which they were entered.
     pub scopes: Vec<ScopeRecord>,
     /// Number of operations of the forward pass, which come first.
     pub forward_end: usize,
-    /// Number of operations of the forward and backward passes; the optimizer is what follows.
+    /// Number of operations of the forward and backward passes; the rest belongs to the optimizer.
     pub backward_end: usize,
-    /// Every module, in the order in which burn visits them; the root has the empty path.
+    /// All modules, in the order in which burn visits them; the root has the empty path.
     pub modules: Vec<ModuleInfo>,
-    /// `(alias, path)`: places of the module tree that hold the parameter listed under `path`.
+    /// `(alias, path)`: further paths in the module tree that hold the parameter listed under `path`.
     pub aliases: Vec<(ModulePath, ModulePath)>,
-    /// Initial values of parameters by the text of their paths; empty if the model was captured by its shapes.
+    /// Initial values of the parameters, by the text of their paths; empty if only the shapes of the model were
+    /// captured.
     pub values: Arc<HashMap<String, TensorData>>,
-    /// How parameters are initialized, by the text of their paths; empty unless the model was captured by its shapes.
+    /// How the parameters are initialized, by the text of their paths; empty unless only the shapes of the model were
+    /// captured.
     pub init: HashMap<String, Init>,
 }
 
 impl Captured {
-    /// Names of the data that an operation reads, or that is a result itself.
+    /// The names of the data that an operation reads or that is itself a result.
     pub(crate) fn data_read(&self) -> Vec<String> {
         let read = self.read();
         let names = self.inputs.iter().filter_map(|input| match &input.kind {
@@ -49,25 +51,25 @@ impl Captured {
         names.collect()
     }
 
-    /// Leaves out data by name, which nothing may read.
+    /// Keeps only the data whose name satisfies `keep`. Nothing may read the rest.
     pub(crate) fn retain_data(&mut self, keep: impl Fn(&str) -> bool) {
         self.retain(|_, kind| !matches!(kind, InputKind::Data { name } if !keep(name)));
     }
 
-    /// Leaves out parameters that nothing reads.
+    /// Drops parameters that nothing reads.
     pub(crate) fn drop_unread_parameters(&mut self) {
         let read = self.read();
         self.retain(|id, kind| !matches!(kind, InputKind::Parameter { .. }) || read.contains(&id));
     }
 
-    /// Everything that is read, that is a result, or that a region begins or ends with.
+    /// All tensors that are read, are results of the program, or are arguments or results of a region.
     fn read(&self) -> HashSet<TensorId> {
         let operands = self.graph.operations.iter().flat_map(|op| op.inputs().map(|tensor| tensor.id));
         let marked = self.scopes.iter().flat_map(|scope| scope.arguments.iter().chain(&scope.results).copied());
         operands.chain(self.graph.outputs.iter().copied()).chain(marked).collect()
     }
 
-    /// Leaves out inputs; ids stay as they are.
+    /// Keeps only the inputs that satisfy `keep`, without renumbering.
     fn retain(&mut self, keep: impl Fn(TensorId, &InputKind) -> bool) {
         self.inputs.retain(|input| keep(input.id, &input.kind));
         self.graph.inputs = self.inputs.iter().map(|input| input.id).collect();
@@ -77,13 +79,13 @@ impl Captured {
 /// A region marked with [`scope`](super::scope::scope).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScopeRecord {
-    /// Path, including those of the enclosing regions.
+    /// The path, which includes those of the enclosing regions.
     pub path: ModulePath,
     /// Ids of the arguments, in order.
     pub arguments: Vec<TensorId>,
     /// Ids of the results, in order.
     pub results: Vec<TensorId>,
-    /// The operations recorded inside, all of the forward pass.
+    /// The operations recorded inside the region, all of which belong to the forward pass.
     pub operations: Range<usize>,
     /// The ids of the tensors that these operations produce.
     pub tensors: Range<u64>,
@@ -96,22 +98,23 @@ pub enum Init {
     Constant(f64),
     /// Drawn at random.
     Random(Distribution),
-    /// Computed by several operations, whose names are given; none if it was made while the module was built, as a cast or
-    /// scaled parameter is. [`initial_values`](super::initial_values) gives its values.
+    /// Computed by several operations, whose names are listed. The list is empty if the parameter was computed while
+    /// the module was built, for example by casting or scaling it. [`initial_values`](super::initial_values) computes
+    /// its values.
     Computed(Vec<String>),
 }
 
 /// A training step, as two programs.
 ///
-/// The first step has no optimizer state to read and is another program than the later ones.
+/// The first step has no optimizer state to read, so its program differs from that of the later steps.
 #[derive(Debug)]
 pub struct TrainingCapture {
-    /// The first step: gives the states.
+    /// The first step, which creates the optimizer states.
     pub first: Captured,
-    /// Every later step: takes the states and gives them back.
+    /// Every later step, which reads the states and updates them.
     pub steady: Captured,
-    /// The numbers that both take as inputs.
+    /// The numbers that both programs take as inputs.
     pub scalars: StepScalars,
-    /// What the optimizer keeps of each parameter.
+    /// The optimizer states of each parameter.
     pub states: OptimizerStates,
 }

@@ -1,4 +1,4 @@
-//! What cannot be captured, and why.
+//! Reasons why a program cannot be captured.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -13,38 +13,38 @@ use tpc_ir::ModulePath;
 pub enum CaptureError {
     /// The closure or a module reads the value of a computed tensor.
     #[error(
-        "a computed value is read{place}: nothing is computed during a capture, so `into_data`, `into_scalar`, \
+        "a computed value is read{within}: nothing is computed during a capture, so `into_data`, `into_scalar`, \
          `argwhere`, `one_hot` and the like cannot be recorded; compute it outside and pass it as an input",
-        place = place(.scope)
+        within = within(.scope)
     )]
     ReadsValue {
-        /// The marked region (`tpc::scope`) in which it happened.
+        /// The innermost enclosing region, marked with `tpc::scope`.
         scope: Option<String>,
     },
     /// An operation that burn cannot record or that has no meaning in a graph.
-    #[error("{operation} cannot be captured{place}: {reason}", place = place(.scope))]
+    #[error("{operation} cannot be captured{within}: {reason}", within = within(.scope))]
     Unsupported {
-        /// What was met.
+        /// The operation.
         operation: String,
         /// Why it cannot be captured, and what to do instead.
         reason: String,
-        /// The marked region (`tpc::scope`) in which it happened.
+        /// The innermost enclosing region, marked with `tpc::scope`.
         scope: Option<String>,
     },
     /// A norm with running statistics runs twice in one training step.
     #[error(
         "a BatchNorm in training mode ({}) runs more than once in one step: its running statistics are updated once in \
-         a captured step. Give each call a norm of its own, or put the norm in evaluation mode: `norm.freeze()`",
+         a captured step. Use a separate norm for each call, or put the norm in evaluation mode: `norm.freeze()`",
         paths(.modules)
     )]
     NormRunsTwice {
-        /// Paths of the norms in training mode, of which it is one.
+        /// Paths of all norms in training mode; the offending norm is one of them.
         modules: Vec<ModulePath>,
     },
-    /// The update of a norm's running statistics cannot be read out of the model.
+    /// The update of a norm's running statistics cannot be read from the model.
     #[error(
-        "the running statistics of {} are updated, but their update cannot be read: a tensor that is no parameter stands \
-         before the norm in the fields of its module. Move the norm before it, or make the tensor in the forward pass",
+        "the running statistics of {} are updated, but their update cannot be read: a tensor that is not a parameter \
+         precedes the norm in the fields of its module. Move the norm before it, or create the tensor in the forward pass",
         paths(.modules)
     )]
     StatisticsHidden {
@@ -52,13 +52,13 @@ pub enum CaptureError {
         modules: Vec<ModulePath>,
     },
     /// The model itself panicked, for example because of a shape mismatch.
-    #[error("the model panicked{place}: {message} (at {location})", place = place(.scope))]
+    #[error("the model panicked{within}: {message} (at {location})", within = within(.scope))]
     Panicked {
         /// The message of the panic.
         message: String,
-        /// Source file, line and column.
+        /// Source file, line and column of the panic.
         location: String,
-        /// The marked region (`tpc::scope`) in which it happened.
+        /// The innermost enclosing region, marked with `tpc::scope`.
         scope: Option<String>,
     },
     /// No trainable parameter contributes to the loss.
@@ -72,9 +72,9 @@ pub enum CaptureError {
         /// The name that occurs twice.
         name: String,
     },
-    /// The optimizer records a different update at a later step, so no compiled step can serve all of them.
+    /// The optimizer records a different update at some later step, so one compiled step cannot serve all of them.
     #[error(
-        "the optimizer does not settle: its update of a parameter of shape {shape:?} at step {step} is another program than at step 2"
+        "the optimizer does not reach a steady state: its update of a parameter of shape {shape:?} at step {step} differs from that at step 2"
     )]
     OptimizerChanges {
         /// The step whose update differs.
@@ -82,16 +82,18 @@ pub enum CaptureError {
         /// Shape of the parameter being updated.
         shape: Vec<usize>,
     },
-    /// A step-dependent number is used in a place where a tensor cannot stand for it.
+    /// A step-dependent number is used where a tensor cannot replace it.
     #[error(
-        "the optimizer passes a number that changes with the step or the learning rate to `{operation}`, which takes no tensor in its place"
+        "the optimizer passes a number that changes with the step or the learning rate to `{operation}`, which does not accept a tensor instead"
     )]
     StepDependent {
-        /// The operation that holds the number.
+        /// The operation that uses the number.
         operation: String,
     },
-    /// Two states of one parameter are one tensor, so that they cannot be told apart as inputs of a step.
-    #[error("the optimizer states `{first}` and `{second}` of `{parameter}` are one tensor and cannot be two inputs")]
+    /// Two states of one parameter are the same tensor, so they cannot be separate inputs of a step.
+    #[error(
+        "the optimizer states `{first}` and `{second}` of `{parameter}` are the same tensor and cannot be two inputs"
+    )]
     SharedState {
         /// Path of the parameter.
         parameter: ModulePath,
@@ -100,7 +102,7 @@ pub enum CaptureError {
         /// Name of the other state.
         second: String,
     },
-    /// A capture was started inside a capture on the same thread.
+    /// A capture was started inside another capture on the same thread.
     #[error("a capture is already running on this thread")]
     AlreadyCapturing,
     /// The recording contradicts what this module assumes about burn.
@@ -108,17 +110,18 @@ pub enum CaptureError {
     Inconsistent(String),
 }
 
-/// Paths in a message; the whole model has the empty one.
+/// Formats paths for a message; the empty path stands for the whole model.
 fn paths(modules: &[ModulePath]) -> String {
     let name = |path: &ModulePath| if path.is_root() { "the model itself".into() } else { format!("`{path}`") };
     modules.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
-/// What moving a tensor that tracks gradients is called.
+/// The name in messages of moving a tensor that tracks gradients.
 const MOVES_TRACKED: &str = "`to_device` of a tensor that tracks gradients";
 
 impl CaptureError {
-    /// The same error; with norms in training mode a refused move is that of statistics that were updated already.
+    /// Improves the error of a model with norms in training mode: a refused move is then one of statistics that were
+    /// already updated.
     pub(super) fn with_norms(self, modules: &[ModulePath]) -> Self {
         match self {
             CaptureError::Unsupported { operation, .. } if operation == MOVES_TRACKED && !modules.is_empty() => {
@@ -129,14 +132,14 @@ impl CaptureError {
     }
 }
 
-fn place(scope: &Option<String>) -> String {
+fn within(scope: &Option<String>) -> String {
     match scope {
         Some(path) => format!(" in `{path}`"),
-        None => " outside of any marked region (mark one with `tpc::scope` to see which module)".into(),
+        None => "outside any marked region (mark one with `tpc::scope` to see which module)".into(),
     }
 }
 
-/// What the panic hook learned; unwinding has left the scopes by the time the payload arrives.
+/// What the panic hook observed. By the time the payload arrives, unwinding has left the scopes.
 #[derive(Clone, Default)]
 struct Seen {
     location: String,
@@ -148,7 +151,7 @@ thread_local! {
     static SEEN: RefCell<Option<Seen>> = const { RefCell::new(None) };
 }
 
-/// Runs `f`; a panic becomes an error and prints nothing.
+/// Runs `f` and turns a panic into an error, without printing it.
 ///
 /// The hook is installed once and looks at a thread-local flag, because replacing the process-wide hook for the
 /// duration of a capture would swallow the panics of other threads.
@@ -178,7 +181,7 @@ fn install_hook() {
     });
 }
 
-/// Without the place of the registry on this machine, so that the text is the same on others.
+/// Strips the path of the local registry, so that the text is the same on every machine.
 fn portable(location: &str) -> String {
     match location.split_once("/registry/src/").and_then(|(_, rest)| rest.split_once('/')) {
         Some((_, path)) => path.to_owned(),
@@ -194,10 +197,10 @@ fn message(payload: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "no message".into())
 }
 
-/// What a recorded `TrainStep` panics with that has not said its loss.
+/// The panic message of a recorded `TrainStep` that has not declared its loss.
 pub(crate) const NO_LOSS: &str = "the step has no loss";
 
-/// burn reports what it cannot record by panicking; the messages are those of burn 0.22.
+/// Turns a panic into an error. burn panics on what it cannot record; the messages are those of burn 0.22.
 fn translate(message: &str, seen: Seen) -> CaptureError {
     let Seen { location, scope } = seen;
     let unsupported = |operation: &str, reason: &str| CaptureError::Unsupported {
@@ -220,13 +223,13 @@ fn translate(message: &str, seen: Seen) -> CaptureError {
     }
     if message == NO_LOSS {
         return unsupported(
-            "a `TrainStep` that does not say its loss",
+            "a `TrainStep` that does not declare its loss",
             "end it with `tpc::burn_train::backward(self, loss, output)`, which under other strategies is \
              `TrainOutput::new(self, loss.backward(), output)`",
         );
     }
     if message.contains("seeding is not supported") {
-        return unsupported("`Device::seed`", "seed outside of the closure");
+        return unsupported("`Device::seed`", "seed outside the closure");
     }
     if message.contains("Cannot move a tensor from a capture device") {
         return unsupported("`to_device`", "the closure must stay on the device of its arguments");

@@ -1,25 +1,25 @@
-//! The forward pass as a closure left it in a recording.
+//! The forward pass that a closure recorded.
 
 use super::interface::{KeptName, OutputKind};
 use super::params::Parameters;
 use super::tensors::{Declared, Leaf, LeafKind, Tensors};
 
-/// What a closure left in a recording.
+/// The forward pass that a closure recorded.
 pub(super) struct Forward {
     pub(super) parameters: Parameters,
     /// The ids that were recorded while the model was built.
     pub(super) built: (u64, u64),
-    /// Whether the model was built without any values.
+    /// Whether the model was built without values.
     pub(super) by_shapes: bool,
     /// The inputs that the closure received.
     pub(super) data: Vec<Declared>,
-    /// Its results.
+    /// The results of the closure.
     pub(super) outputs: Vec<(u64, OutputKind)>,
     /// The first id after the closure.
     pub(super) end: u64,
 }
 
-/// The results of a closure, named by position where they have no name.
+/// The results of a closure; those without a name are named by position.
 pub(super) fn outputs(results: &impl Tensors) -> Vec<(u64, OutputKind)> {
     let mut leaves = Vec::new();
     results.leaves(None, &mut leaves);
@@ -33,7 +33,7 @@ pub(super) fn outputs(results: &impl Tensors) -> Vec<(u64, OutputKind)> {
     leaves.into_iter().enumerate().filter_map(output).collect()
 }
 
-/// The names under which the results of a closure are outputs.
+/// The names of the outputs that the results of a closure become.
 pub(crate) fn output_names(results: &impl Tensors) -> Vec<String> {
     let name = |(_, kind)| match kind {
         OutputKind::Output { name } => Some(name),

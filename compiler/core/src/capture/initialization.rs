@@ -1,4 +1,4 @@
-//! What is recorded while a model is built, and is no part of the program.
+//! Operations that are recorded while a model is built and are not part of the program.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,7 +10,7 @@ use super::operation::{self, first_result};
 use super::params::{Initialization, ParameterInfo};
 use super::scope::RawScope;
 
-/// Takes the initialization of parameters out of the program.
+/// Removes the initialization of parameters from the program and returns both.
 pub(super) fn split_initialization(
     operations: Vec<OperationIr>,
     forward: &Forward,
@@ -32,7 +32,7 @@ pub(super) fn split_initialization(
                 let to = initialize.partition_point(|op| first_result(op) < end);
                 initialization(&initialize[from..to])
             }
-            // A tensor that no operation gives is made from data.
+            // A tensor that no operation produces was made from data.
             Some(Initialization::Tensor(id)) => built.get(&id).cloned().unwrap_or_else(|| initialization(&[])),
             None => initialization(&[]),
         };
@@ -42,20 +42,20 @@ pub(super) fn split_initialization(
     (drop_unread(rest, forward, scopes), init)
 }
 
-/// The initialization of the tensors that a module computed while it was built and that were parameters of it.
+/// The initialization of the parameters that a module computed while it was built, by their tensors.
 fn computed(operations: &[OperationIr], parameters: &[ParameterInfo]) -> HashMap<u64, Init> {
     let tensor = |info: &ParameterInfo| match info.initialization {
         Some(Initialization::Tensor(id)) => Some(id),
         _ => None,
     };
     let wanted: HashSet<u64> = parameters.iter().filter_map(tensor).collect();
-    let gives = |op: &OperationIr| op.outputs().map(|tensor| tensor.id.value()).find(|id| wanted.contains(id));
-    let init = |op: &OperationIr| Some((gives(op)?, initialization(std::slice::from_ref(op))));
+    let produced = |op: &OperationIr| op.outputs().map(|tensor| tensor.id.value()).find(|id| wanted.contains(id));
+    let init = |op: &OperationIr| Some((produced(op)?, initialization(std::slice::from_ref(op))));
     operations.iter().filter_map(init).collect()
 }
 
-/// Drops what was recorded while the model was built and is not read, such as values of parameters that have become
-/// inputs. The rest computes tables.
+/// Drops operations that were recorded while the model was built and whose results are not read, such as those that
+/// compute parameters which are now inputs. The remaining ones compute tables.
 fn drop_unread(mut operations: Vec<OperationIr>, forward: &Forward, scopes: &[RawScope]) -> Vec<OperationIr> {
     let inputs = forward.parameters.list.iter().map(|info| info.tensor);
     let marked = scopes.iter().flat_map(|scope| scope.arguments.iter().chain(&scope.results).copied());

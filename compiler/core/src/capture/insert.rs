@@ -1,4 +1,4 @@
-//! Step-dependent inputs in the place of the scalars that burn has written into updates.
+//! Replaces the step-dependent scalars that burn wrote into updates by inputs.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use super::scalars::UpdatePlan;
 use super::substitute::{adapt, substitute};
 use super::trace::Trace;
 
-/// The ids of the update of one parameter, and how its shape is updated.
+/// The update of one parameter.
 pub(super) struct UpdateIds {
     pub(super) ids: (u64, u64),
     pub(super) class: usize,
@@ -25,8 +25,8 @@ pub(super) fn insert_scalars<'a>(
     updates: &[UpdateIds],
     plan: impl Fn(usize) -> &'a UpdatePlan,
 ) -> Result<(Vec<OperationIr>, Vec<DraftInput>), CaptureError> {
-    // Ids of the recording are below 2^48 (see `session`), so these are free. They are not in order, which
-    // does no harm: marks are compared only before the first of them.
+    // Ids of the recording are below 2^48 (see `session`), so these are unused. They are out of order, which is
+    // harmless because ids are compared with marks only before the first of them is inserted.
     let mut next = 1u64 << 60;
     let mut fresh = || {
         next += 1;

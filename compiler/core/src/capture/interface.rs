@@ -1,10 +1,10 @@
-//! What a recorded program takes and gives.
+//! The inputs and outputs of a recorded program.
 
 use burn::tensor::{DType, TensorData};
 use burn_ir::TensorId;
 use tpc_ir::{ModulePath, UnitId};
 
-/// A tensor that is given to the graph.
+/// An input of the graph.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CapturedInput {
     /// Its id in the graph, which is its position in [`Captured::inputs`](super::Captured::inputs).
@@ -13,28 +13,29 @@ pub struct CapturedInput {
     pub shape: Vec<usize>,
     /// Its dtype.
     pub dtype: DType,
-    /// What it is.
+    /// What the input stands for.
     pub kind: InputKind,
 }
 
-/// What an input is.
+/// What an input stands for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum InputKind {
     /// A parameter, or a buffer such as the running mean of a batch norm.
     Parameter {
-        /// Path of the first place that holds it.
+        /// The first path under which the module tree holds it.
         path: ModulePath,
-        /// The unit that it belongs to; none if it belongs to the model as a whole.
+        /// The unit that it belongs to; `None` if it belongs to the model as a whole.
         unit: Option<UnitId>,
     },
-    /// A tensor as the previous step left it: a state of the optimizer, or one that a closure keeps ([`Kept`](super::Kept)).
+    /// A tensor that the previous step left: a state of the optimizer, or a tensor that a closure keeps
+    /// ([`Kept`](super::Kept)).
     State {
-        /// Path of the parameter, or what a closure says whose tensor it is.
+        /// Path of the parameter, or the owner that the closure names.
         parameter: ModulePath,
-        /// Name in burn's own records, such as `momentum.moment_1`, or the name that a closure gives.
+        /// Name in burn's records, such as `momentum.moment_1`, or the name that the closure chose.
         name: String,
     },
-    /// Data of the step.
+    /// An input of the closure.
     Data {
         /// Name given with `named`, or `input0`, `input1`, … by position.
         name: String,
@@ -51,16 +52,16 @@ pub enum InputKind {
     },
 }
 
-/// A tensor that the graph gives back.
+/// An output of the graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CapturedOutput {
     /// Its id in the graph.
     pub id: TensorId,
-    /// What it is.
+    /// What the output stands for.
     pub kind: OutputKind,
 }
 
-/// What an output is.
+/// What an output stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OutputKind {
     /// A result of the closure.
@@ -75,9 +76,9 @@ pub enum OutputKind {
         /// Path of the parameter.
         path: ModulePath,
     },
-    /// What a state becomes.
+    /// The updated state.
     State {
-        /// Path of the parameter, or what a closure says whose tensor it is.
+        /// Path of the parameter, or the owner that the closure names.
         parameter: ModulePath,
         /// Name of the state.
         name: String,
@@ -89,11 +90,11 @@ pub enum OutputKind {
     },
 }
 
-/// Which kept tensor of a program it is.
+/// Identifies a kept tensor of a program.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KeptName {
-    /// The module that it belongs to, by its path.
+    /// Path of the module that it belongs to.
     pub owner: ModulePath,
-    /// What it is to the module.
+    /// Its name within the module.
     pub name: String,
 }

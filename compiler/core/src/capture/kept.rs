@@ -1,8 +1,8 @@
-//! Tensors that a program keeps from one run to the next: the keys and values of a cache.
+//! Tensors that a program keeps from one run to the next, such as the keys and values of a cache.
 //!
-//! A closure receives such a tensor as the previous run left it, and gives what it becomes with [`Kept::becomes`]. The ranks
-//! hold it in their arenas beside the parameters, and programs over the same session share it. It lies on the mesh as what is
-//! written into it does.
+//! A closure receives such a tensor as the previous run left it, and returns its new value, which it declares with
+//! [`Before::becomes`]. The ranks hold the tensor in their arenas next to the parameters, and programs that use the
+//! same session share it. Its placement on the mesh is that of the value that is written into it.
 
 use super::interface::{InputKind, KeptName};
 use super::kind::{self, Kind};
@@ -11,7 +11,7 @@ use burn::tensor::{DType, Float, Tensor};
 use std::marker::PhantomData;
 use tpc_ir::ModulePath;
 
-/// A tensor that a program keeps, as an entry of a closure's batch: its name, shape and element type.
+/// A tensor that a program keeps, as an entry in the batch of a closure: its name, shape and element type.
 #[derive(Clone, Debug)]
 pub struct Kept<const D: usize, K: Kind = Float> {
     name: KeptName,
@@ -20,15 +20,15 @@ pub struct Kept<const D: usize, K: Kind = Float> {
     kind: PhantomData<K>,
 }
 
-/// A kept tensor as a closure receives it.
+/// The previous value of a kept tensor, as a closure receives it.
 #[derive(Clone, Debug)]
 pub struct Before<const D: usize, K: Kind = Float> {
     name: KeptName,
-    /// What the previous run left.
+    /// The value that the previous run left.
     pub tensor: Tensor<D, K>,
 }
 
-/// What a kept tensor becomes, as a result of a closure.
+/// The new value of a kept tensor, as a result of a closure.
 #[derive(Clone, Debug)]
 pub struct After<const D: usize, K: Kind = Float> {
     name: KeptName,
@@ -36,7 +36,7 @@ pub struct After<const D: usize, K: Kind = Float> {
 }
 
 impl<const D: usize, K: Kind> Kept<D, K> {
-    /// A kept tensor of a module.
+    /// Describes a kept tensor of a module.
     pub fn new(owner: impl Into<ModulePath>, name: impl Into<String>, shape: [usize; D], dtype: DType) -> Self {
         let name = KeptName { owner: owner.into(), name: name.into() };
         Kept { name, shape, dtype, kind: PhantomData }
@@ -44,7 +44,7 @@ impl<const D: usize, K: Kind> Kept<D, K> {
 }
 
 impl<const D: usize, K: Kind> Before<D, K> {
-    /// Says what it becomes.
+    /// Declares the new value of the tensor.
     pub fn becomes(&self, tensor: Tensor<D, K>) -> After<D, K> {
         After { name: self.name.clone(), tensor }
     }

@@ -1,4 +1,4 @@
-//! The three kinds of burn tensors, as the capture sees them.
+//! The three kinds of burn tensors on the capture device.
 
 use burn::backend::{Autodiff, Capture};
 use burn::tensor::kind::Basic;
@@ -27,7 +27,7 @@ pub trait Kind: Basic + sealed::Sealed + 'static {
     #[doc(hidden)]
     fn track<const D: usize>(tensor: Tensor<D, Self>) -> Tensor<D, Self>;
 
-    /// A tensor of these elements. Numbers keep their type; booleans have the storage of the device.
+    /// A tensor with the given elements. Numbers keep their type; booleans get the storage type of the device.
     #[doc(hidden)]
     fn with_data<const D: usize>(data: TensorData, device: &Device) -> Tensor<D, Self> {
         match data.dtype() {
@@ -62,10 +62,10 @@ kind!(Float, tracked => tracked.primitive().id(), <Tracked as burn::backend::Aut
 kind!(Int, tracked => tracked.id(), std::convert::identity);
 kind!(Bool, tracked => tracked.id(), std::convert::identity);
 
-/// A tensor of unknown content.
+/// A tensor of unknown contents.
 ///
-/// It is recorded as an `Empty` operation that [`assemble`](super::assemble) drops, so that its result becomes an
-/// input: unlike a tensor made from data, it costs no memory, whatever its size.
+/// It is recorded as an `Empty` operation, which [`assemble`](super::assemble) drops, so that its result becomes an
+/// input. Unlike a tensor made from data, it costs no memory, whatever its size.
 pub(super) fn placeholder<const D: usize, K: Kind>(shape: [usize; D], dtype: DType, device: &Device) -> Tensor<D, K> {
     Tensor::empty(shape, (device, dtype))
 }
@@ -75,12 +75,12 @@ pub(super) fn id<const D: usize, K: Kind>(tensor: &Tensor<D, K>) -> u64 {
     K::id(tensor).expect("the tensor is on the capture device").value()
 }
 
-/// Whether a gradient flows to a tensor; `None` on the side of the device that has none.
+/// Whether a gradient flows to a tensor; `None` for a tensor without autodiff.
 pub(super) fn tracking<const D: usize>(tensor: &Tensor<D>) -> Option<bool> {
     tensor.clone().try_into_primitive::<Tracked>().ok().map(|primitive| primitive.is_tracked())
 }
 
-/// The recorded tensor without its gradient tape.
+/// The same recorded tensor without its gradient tape.
 pub(super) fn untrack<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     match tensor.clone().try_into_primitive::<Tracked>() {
         Ok(primitive) => Tensor::from_primitive::<Untracked>(primitive.into_primitive()),

@@ -1,42 +1,45 @@
-//! From a burn module and a closure to a graph.
+//! Captures a burn module and a closure as a graph.
 //!
 //! [`capture_inference`] and [`capture_training`] run a closure on burn's recording backend. Nothing is computed, and
-//! of a batch only the shapes matter. The `_shapes` variants build the model itself without values.
+//! only the shapes of a batch matter. The `_shapes` variants also build the model without values.
 //!
-//! A training step is recorded once. Of every parameter, the update of the first step and that of a later one follow
-//! the same backward pass, and each of the two programs keeps its own. Which numbers depend on the step or on the
-//! learning rate is found by comparing updates; see [`StepScalars`].
+//! A training step is recorded once. After its backward pass, two updates of every parameter are recorded: that of the
+//! first step and that of a later step. Each of the two programs keeps its own. Comparing updates shows which numbers
+//! depend on the step or on the learning rate; see [`StepScalars`].
 //!
 //! # Invariants of a [`Captured`]
 //!
 //! - **Ids** are dense: inputs have the ids `0..inputs.len()` in order (`inputs[i].id == i`), then every operation's
-//!   results follow in the order of operations. They depend on nothing but the program: equal programs have equal
-//!   graphs and texts in every process.
-//! - **Form**: an id is produced once, before it is read. `graph.inputs[i] == inputs[i].id` and
-//!   `graph.outputs[i] == outputs[i].id`. An output may be an input, and one tensor may be several outputs (the first
-//!   velocity of SGD is the gradient).
+//!   results follow in the order of operations. They depend only on the program: equal programs have equal graphs and
+//!   texts in every process.
+//! - **Form**: an id is produced once, before it is read. `graph.inputs[i] == inputs[i].id` and `graph.outputs[i] ==
+//!   outputs[i].id`. An output may also be an input, and one tensor may be several outputs (the first velocity of SGD
+//!   is the gradient).
 //! - **Order of inputs**: parameters in burn's visiting order (all, used or not), states (steady step only) by
 //!   parameter, data in the order of the batch (all, used or not), step scalars by index (those that this program
 //!   uses), constants in the order of their first use.
 //! - **Order of outputs**: loss, outputs of the closure, gradients, parameters, running states that the forward pass
-//!   updates, states of the optimizer. Gradients, parameters and states are by parameter, and only for parameters that
-//!   the loss depends on; running states are by path, as parameters. Frozen parameters are inputs only.
-//! - **Phases**: operations `..forward_end` are the forward pass (with tables that the model computes while it is
-//!   built), `..backward_end` the backward pass, the rest clipping and optimizer. Backward does not depend on the
-//!   optimizer, and `first` and `steady` agree up to `backward_end`, ids of tensors apart.
-//! - **Removed**: `Drop`, `Init` (its result is a constant), the operations that stood for inputs, the initialization
-//!   of parameters. Dead operations may remain (gradients of inputs, unused branches); there is no custom, distributed
-//!   or quantized operation.
-//! - **Status**: what an operation reads is `ReadOnly`, what it gives `NotInit`. burn's own statuses reflect Rust
-//!   reference counts and mean nothing here.
-//! - **Step scalars** are inputs `f32[1]`, cast where the parameter is not f32 and reshaped to `[1, …, 1]` of the
-//!   parameter's rank (not for rank 1), once for each rank and dtype, right before their first use. `MulScalar` has
-//!   become `Mul` with the scalar on the right, `Full` an `Expand`; extents of 1 are broadcast as burn does.
-//! - **Tied parameters** (equal `ParamId`) are one input with the sum of their gradients, under their first path.
+//!   updates, states of the optimizer. Gradients, parameters and states are sorted by parameter and exist only for
+//!   parameters that the loss depends on; running states are sorted by path, like parameters. Frozen parameters are
+//!   inputs only.
+//! - **Phases**: operations `..forward_end` are the forward pass (including tables that the model computes while it is
+//!   built), those up to `backward_end` the backward pass, the rest clipping and optimizer. The backward pass does not
+//!   depend on the optimizer, and `first` and `steady` agree up to `backward_end`, except for the ids of tensors.
+//! - **Removed**: `Drop`, `Init` (its result is a constant), the operations that stood for inputs, and the
+//!   initialization of parameters. Dead operations may remain (gradients of inputs, unused branches). There are no
+//!   custom, distributed or quantized operations.
+//! - **Status**: the operands of an operation are `ReadOnly`, its results `NotInit`. burn's own statuses reflect Rust
+//!   reference counts and have no meaning here.
+//! - **Step scalars** are inputs `f32[1]`. They are cast if the parameter is not f32 and reshaped to `[1, …, 1]` if its
+//!   rank is not 1, once for each rank and dtype, right before their first use. `MulScalar` becomes `Mul` with the
+//!   scalar on the right, and `Full` becomes `Expand`; extents of 1 are broadcast as in burn.
+//! - **Tied parameters** (equal `ParamId`) are one input under their first path, whose gradient is the sum over all
+//!   uses.
 //! - **Scopes** hold operations of the forward pass only; an argument or a result may be any input or result.
-//! - **States** that are always one tensor are listed once, under their first name. The states that `first` gives are
-//!   those that `steady` reads and gives, by parameter and name.
-//! - **Booleans** have burn's storage dtype of the recording device (`Bool(U8)`), whatever the example's was.
+//! - **States** that are always the same tensor are listed once, under their first name. The states that `first`
+//!   creates are those that `steady` reads and updates, by parameter and name.
+//! - **Booleans** have the storage dtype of burn's recording device (`Bool(U8)`), whatever the dtype in the example
+//!   batch was.
 
 mod assemble;
 mod captured;

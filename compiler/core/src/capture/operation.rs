@@ -1,8 +1,8 @@
-//! Reading and editing single operations without knowing them all.
+//! Generic access to operations of all kinds.
 
 use burn_ir::{IrVisitorMut, OperationIr, ScalarIr, TensorIr};
 
-/// Name of an operation: its category and its variant, such as `NumericFloat.MulScalar`.
+/// The name of an operation: its category and its variant, such as `NumericFloat.MulScalar`.
 pub fn name(operation: &OperationIr) -> String {
     // The derived `Debug` of burn's enums is the only thing that names all of their variants.
     let text = debug_head(operation);
@@ -19,7 +19,7 @@ pub fn name(operation: &OperationIr) -> String {
     }
 }
 
-/// The beginning of the `Debug` text: formatting an operation with all its tensors would cost far more.
+/// The beginning of the `Debug` text. Formatting an operation with all its tensors would be far slower.
 fn debug_head(operation: &OperationIr) -> String {
     struct Head(String);
     impl std::fmt::Write for Head {
@@ -29,7 +29,7 @@ fn debug_head(operation: &OperationIr) -> String {
         }
     }
     let mut head = Head(String::new());
-    // The error only ends the formatting early.
+    // The error serves only to end the formatting early.
     let _ = std::fmt::Write::write_fmt(&mut head, format_args!("{operation:?}"));
     head.0
 }
@@ -58,7 +58,7 @@ pub(super) fn for_each_tensor(operation: &mut OperationIr, f: impl FnMut(&mut Te
     operation.visit_mut(&mut Each(f));
 }
 
-/// The id of the first result, by which recorded operations are ordered.
+/// The smallest id of the results, by which recorded operations are ordered.
 pub(super) fn first_result(operation: &OperationIr) -> u64 {
     operation.outputs().map(|tensor| tensor.id.value()).min().unwrap_or(0)
 }

@@ -1,4 +1,4 @@
-//! Recording the updates of all parameters, for the first step and for a later one.
+//! Records the updates of all parameters, for the first step and for a later one.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,20 +13,20 @@ use super::probe::{self, Gradients, Prober};
 use super::scalars::{Probed, RATES};
 use super::session::Session;
 
-/// Named tensors of an optimizer state.
+/// The tensors of an optimizer state, by name.
 pub(super) type State = Vec<(String, u64)>;
 
 /// The updates of one parameter.
 pub(super) struct Update {
     pub(super) param: ParamId,
     pub(super) gradient: u64,
-    /// Position among the probes.
+    /// Index of its probe.
     pub(super) class: usize,
     pub(super) first: Recorded,
     pub(super) steady: Recorded,
     /// The state that the steady update reads.
     pub(super) before: State,
-    /// Ids of updates that only make that state.
+    /// Ids of the updates that were recorded only to create that state.
     pub(super) scaffold: (u64, u64),
 }
 
@@ -39,9 +39,10 @@ pub(super) struct Recorded {
 
 /// Records the update of every parameter that has a gradient, in burn's visiting order.
 ///
-/// Both updates follow the same forward and backward pass. The state that the later one reads comes from two updates
-/// of a parameter and gradients that mean nothing, whose operations are dropped so that the state becomes an input;
-/// two, because states may be one tensor after the first update (AMSGrad) or be the gradient itself (SGD).
+/// Both updates use the same forward and backward pass. The state that the later update reads comes from two updates of
+/// placeholder parameters with placeholder gradients. Their operations are dropped, so that the state becomes an input.
+/// Two updates are necessary because after the first one, several states may be the same tensor (AMSGrad), or a state
+/// may be the gradient itself (SGD).
 pub(super) fn record<M: Module, O: Optimizer>(
     model: &M,
     optimizer: &O,
@@ -68,16 +69,16 @@ pub(super) fn record<M: Module, O: Optimizer>(
     (pending.into_iter().map(|named| named()).collect(), probes)
 }
 
-/// The clipping of gradients, and which parameters share a learning rate.
+/// The clipping of gradients, and the groups of parameters that share a learning rate.
 pub(super) struct Choices<'a> {
     pub(super) clipping: Option<&'a GradientClipping>,
     pub(super) groups: Groups<'a>,
 }
 
-/// The group of a parameter; those of a group have one learning rate.
+/// Maps a parameter to its group. The parameters of a group share a learning rate.
 pub(crate) type Groups<'a> = &'a dyn Fn(ParamId, &str) -> usize;
 
-/// An update whose states have no names yet: those are read at the very end of the recording.
+/// An update whose states are not named yet, because names are read at the very end of the recording.
 type Pending = Box<dyn FnOnce() -> Update>;
 
 struct Optimize<'a, O> {
@@ -94,7 +95,7 @@ struct Optimize<'a, O> {
 }
 
 impl<O: Optimizer> Optimize<'_, O> {
-    /// Optimizers may look at shapes (Adafactor, Muon), so that every shape is a class of its own.
+    /// The class of a parameter. Updates may depend on shapes (Adafactor, Muon), so every shape has its own class.
     fn class<const D: usize>(&mut self, group: usize, shape: [usize; D], dtype: DType) -> usize {
         *self.classes.entry((group, shape.to_vec(), dtype)).or_insert_with(|| {
             let probe = Box::new(Prober::new(self.optimizer.clone(), shape, dtype));

@@ -1,4 +1,4 @@
-//! The parameters of a module: where they are, and how they get onto the capture device.
+//! The parameters of a module: their paths, and how they move to the capture device.
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
@@ -13,22 +13,22 @@ use super::statistics::Walk;
 use super::units::ModuleTree;
 use tpc_ir::{ModulePath, UnitId};
 
-/// A module, as the visitor meets it.
+/// A module of the module tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModuleInfo {
     /// Path from the root, which has the empty path.
     pub path: ModulePath,
-    /// Name of its type: `Linear`, `RmsNorm`, the name of a user's structure, `Vec`, `Array`, `Tuple`.
+    /// The name of its type, such as `Linear`, `RmsNorm`, the name of a user-defined struct, `Vec`, `Array` or `Tuple`.
     pub container: String,
-    /// Paths of the parameters that it holds itself.
+    /// Paths of the parameters that it holds directly.
     pub parameters: Vec<ModulePath>,
 }
 
-/// A parameter of the recorded module.
+/// The parameters of the recorded module.
 #[derive(Clone, Debug)]
 pub(super) struct Parameters {
     pub(super) list: Vec<ParameterInfo>,
-    /// `(alias, path)`: further places that hold a parameter.
+    /// `(alias, path)`: further paths that hold a parameter.
     pub(super) aliases: Vec<(ModulePath, ModulePath)>,
     pub(super) modules: Vec<ModuleInfo>,
 }
@@ -41,41 +41,42 @@ pub(super) struct ParameterInfo {
     pub(super) tensor: u64,
     pub(super) shape: Vec<usize>,
     pub(super) dtype: DType,
-    /// How it gets its first value, where that was recorded.
+    /// How its initial value is computed, if that was recorded.
     pub(super) initialization: Option<Initialization>,
     /// The unit that it belongs to.
     pub(super) unit: Option<UnitId>,
 }
 
-/// What a recording holds of a parameter's initialization.
+/// The recorded initialization of a parameter.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Initialization {
-    /// It is lazy: the ids of what its initializer recorded.
+    /// The parameter is lazy: the ids that its initializer recorded.
     Recorded(u64, u64),
-    /// The module computed it while it was built: the tensor that was in its place.
+    /// The module computed the parameter while it was built: the tensor that the leaf replaced.
     Tensor(u64),
 }
 
 /// Replaces every parameter by a placeholder on the capture device, without moving its data.
-pub(super) fn place<M: Module>(model: M, device: &Device, training: bool) -> M {
-    // Parameters first: `to_device` then moves only what is not a parameter, such as tables of a positional encoding.
-    let mut place = Place { device: device.clone(), training, seen: HashMap::new(), trainable: HashMap::new() };
-    let model = model.map(&mut place).to_device(device);
+pub(super) fn with_placeholders<M: Module>(model: M, device: &Device, training: bool) -> M {
+    // Parameters first, so that `to_device` moves only other tensors, such as the tables of a positional encoding.
+    let mut placeholders =
+        Placeholders { device: device.clone(), training, seen: HashMap::new(), trainable: HashMap::new() };
+    let model = model.map(&mut placeholders).to_device(device);
     if !training {
         return model;
     }
-    model.map(&mut Track { trainable: place.trainable, seen: HashMap::new(), walk: Walk::default() })
+    model.map(&mut Track { trainable: placeholders.trainable, seen: HashMap::new(), walk: Walk::default() })
 }
 
-struct Place {
+struct Placeholders {
     device: Device,
     training: bool,
     seen: HashMap<ParamId, Box<dyn Any>>,
     trainable: HashMap<ParamId, bool>,
 }
 
-impl Place {
-    /// One placeholder for each id: burn's own `to_device` would untie shared weights.
+impl Placeholders {
+    /// The placeholder of a parameter, one for each id. burn's own `to_device` would untie shared weights.
     fn placeholder<const D: usize, K: Kind>(&mut self, id: ParamId, like: &Tensor<D, K>) -> Tensor<D, K> {
         let make = || -> Box<dyn Any> { Box::new(kind::placeholder::<D, K>(like.dims(), like.dtype(), &self.device)) };
         let tensor = self.seen.entry(id).or_insert_with(make);
@@ -92,10 +93,10 @@ impl Place {
     }
 }
 
-impl ModuleMapper for Place {
+impl ModuleMapper for Placeholders {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if self.training {
-            // A plain tensor does not say whether its parameter is frozen; putting a copy in training mode does.
+            // A plain tensor does not show whether its parameter is frozen; a copy in training mode does.
             let trainable = param.clone().train().is_require_grad();
             self.trainable.insert(param.id, trainable);
         }
@@ -115,7 +116,7 @@ impl ModuleMapper for Place {
     }
 }
 
-/// Stands for `Module::train`, which refuses captured tensors.
+/// Replaces `Module::train`, which rejects captured tensors.
 struct Track {
     trainable: HashMap<ParamId, bool>,
     seen: HashMap<ParamId, Box<dyn Any>>,
@@ -137,7 +138,7 @@ impl ModuleMapper for Track {
         }
         let (id, tensor, mapper) = param.consume();
         let trainable = self.trainable.get(&id).copied().unwrap_or(false);
-        // Tied parameters must be one leaf of the tape, so that their gradients add up.
+        // Tied parameters must be a single leaf of the tape, so that their gradients are summed.
         let tracked = self.seen.entry(id).or_insert_with(|| -> Box<dyn Any> {
             let tensor = kind::Kind::track(tensor);
             Box::new(if trainable { tensor.require_grad() } else { tensor })
@@ -147,10 +148,10 @@ impl ModuleMapper for Track {
     }
 }
 
-/// Makes leaves of the parameters that a module on the capture device has already computed while it was built, for
-/// example by casting them; lazy ones are leaves already.
+/// Turns the parameters that a module on the capture device computed while it was built, for example by casting, into
+/// leaves. Lazy parameters are already leaves.
 ///
-/// Gives the model, and for each leaf the tensor that was in its place, if it was recorded.
+/// Returns the model and, for each leaf, the tensor that it replaced, if that was recorded.
 pub(super) fn make_leaves<M: Module>(model: M, device: &Device) -> (M, HashMap<u64, u64>) {
     let mut leaves =
         Leaves { device: device.clone(), replaced: HashMap::new(), seen: HashMap::new(), walk: Walk::default() };
@@ -196,8 +197,8 @@ impl ModuleMapper for Leaves {
     }
 }
 
-/// Lists the parameters of a module on the capture device, initializing those that are lazy. `replaced` is what
-/// [`make_leaves`] gave.
+/// Lists the parameters of a module on the capture device and initializes lazy ones. `replaced` is the result of
+/// [`make_leaves`].
 pub(super) fn list<M: Module>(model: &M, replaced: HashMap<u64, u64>, session: &Session) -> Parameters {
     let mut visit = Visit { session: Some(session), replaced, ..Visit::default() };
     model.visit(&mut visit);
@@ -215,7 +216,8 @@ pub(super) fn values<M: Module>(model: &M) -> HashMap<String, TensorData> {
     visit.values.unwrap_or_default()
 }
 
-/// The initial values of some parameters of a module on a computing device, by path; lazy ones that are not wanted stay so.
+/// The initial values of the wanted parameters of a module on a computing device, by path. Other lazy parameters stay
+/// uninitialized.
 pub(super) fn values_of<M: Module>(model: &M, wanted: &HashSet<&str>) -> HashMap<String, TensorData> {
     let mut visit = Visit { values: Some(HashMap::new()), wanted: Some(wanted), ..Visit::default() };
     model.visit(&mut visit);
@@ -224,22 +226,22 @@ pub(super) fn values_of<M: Module>(model: &M, wanted: &HashSet<&str>) -> HashMap
 
 #[derive(Default)]
 struct Visit<'a> {
-    /// Present when the parameters are on the capture device.
+    /// `Some` if the parameters are on the capture device.
     session: Option<&'a Session>,
-    /// The tensors in whose places leaves are.
+    /// The tensors that leaves replaced.
     replaced: HashMap<u64, u64>,
-    /// Present when the data is wanted.
+    /// The data collected so far, if data is requested.
     values: Option<HashMap<String, TensorData>>,
-    /// Whose data is wanted, if not that of all.
+    /// The parameters whose data is wanted; `None` means all.
     wanted: Option<&'a HashSet<&'a str>>,
     position: Position,
     first: HashMap<ParamId, ModulePath>,
     list: Vec<ParameterInfo>,
     aliases: Vec<(ModulePath, ModulePath)>,
     modules: Vec<ModuleInfo>,
-    /// Position of a path in `modules`.
+    /// Index of each path in `modules`.
     known: HashMap<ModulePath, usize>,
-    /// The parameters of `list` in the modules that hold them.
+    /// The module tree with the indices of the parameters in `list`.
     tree: ModuleTree,
 }
 

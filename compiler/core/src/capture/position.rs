@@ -1,11 +1,11 @@
-//! Where a visitor of a burn module is.
+//! The position of a visitor in a burn module.
 //!
-//! burn calls a visitor with the name of what it enters and the type of the module that holds it. An element of a list is
-//! an index; everything else is a name, whatever its characters are.
+//! burn calls a visitor with the name of the field or element that it enters and the type of the module that contains
+//! it. An element of a list becomes an index, everything else a name, whatever its characters.
 
 use tpc_ir::{ModulePath, Segment};
 
-/// The path of what is visited, kept by the `enter_module` and `exit_module` of a visitor.
+/// The path of the visited field or element, updated by `enter_module` and `exit_module` of a visitor.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Position {
     segments: Vec<Segment>,
@@ -23,12 +23,12 @@ impl Position {
         self.segments.pop();
     }
 
-    /// The path of what is visited.
+    /// The path of the visited field or element.
     pub(crate) fn path(&self) -> ModulePath {
         self.segments.iter().cloned().collect()
     }
 
-    /// The name of what is visited in the module that holds it.
+    /// The name of the visited field in the module that contains it; `None` for an element of a list.
     pub(super) fn name(&self) -> Option<&str> {
         match self.segments.last() {
             Some(Segment::Name(name)) => Some(name),
@@ -37,12 +37,13 @@ impl Position {
     }
 }
 
-/// What burn says of the type of a module, `Struct:Linear` or `Vec`: what sort of container it is, and its name.
+/// Splits burn's description of the type of a module, such as `Struct:Linear` or `Vec`, into the sort of container and
+/// its name.
 pub(super) fn container(container_type: &str) -> (&str, &str) {
     container_type.split_once(':').unwrap_or((container_type, container_type))
 }
 
-/// Whether a module is a list, whose elements have positions.
+/// Whether a module is a list, whose elements have indices.
 pub(super) fn is_list(container_type: &str) -> bool {
     matches!(container(container_type).0, "Vec" | "Array" | "Tuple")
 }

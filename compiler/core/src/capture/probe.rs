@@ -1,4 +1,4 @@
-//! Updates of one parameter on their own, at any step and learning rate.
+//! Records updates of a single parameter at any step and learning rate.
 
 use std::collections::HashMap;
 
@@ -12,35 +12,36 @@ use super::operation::first_result;
 use super::session::{self, Defaults, Recorded, Session};
 use super::trace::Trace;
 
-/// At most this many steps are recorded at once.
-const LONGEST: usize = 256;
+/// The largest number of steps that one recording covers.
+const MAX_STEPS: usize = 256;
 
 /// Records updates of a parameter of one shape.
 pub(super) trait Probe: Send {
     fn shape(&self) -> Vec<usize>;
-    /// The same with every extent 1.
+    /// The same probe for a parameter whose extents are all 1.
     fn unit(&self) -> Box<dyn Probe>;
-    /// The updates of the steps 1 to `steps`.
+    /// Records the updates of steps 1 to `steps`.
     fn first_steps(&self, steps: usize, lr: f64) -> Result<Vec<Trace>, CaptureError>;
-    /// The update of one step; cheap if the steps are asked for in order.
+    /// Records the update of one step. This is cheap if steps are requested in order.
     fn step(&mut self, step: usize, lr: f64) -> Result<Trace, CaptureError>;
-    /// The numbers that the state holds after so many steps, at least one, under their names in burn's records; cheap as that.
+    /// The numbers in the state after `steps` steps, at least one, under their names in burn's records. This is cheap
+    /// if steps are requested in order.
     fn numbers(&mut self, steps: usize, lr: f64) -> Result<Vec<Number>, CaptureError>;
 }
 
-/// A number of an optimizer state (the time of Adam), with its name.
+/// A number in an optimizer state (such as the time of Adam), with its name.
 pub(crate) type Number = (String, Scalar);
 
 pub(super) struct Prober<O: Optimizer, const D: usize> {
     optimizer: O,
     shape: [usize; D],
     dtype: DType,
-    /// The state before the last step that was asked for.
+    /// The state before the last step that was requested.
     reached: Snapshot,
 }
 
-/// An optimizer state between two recordings: a tensor does not outlive its recording, but the numbers in a state
-/// (the time of Adam) decide what is recorded next.
+/// An optimizer state between two recordings. A tensor does not outlive its recording, but the numbers in a state (such
+/// as the time of Adam) determine what is recorded next.
 #[derive(Clone, Default)]
 struct Snapshot {
     steps: usize,
@@ -53,7 +54,7 @@ impl<O: Optimizer, const D: usize> Prober<O, D> {
         Self { optimizer, shape, dtype, reached: Snapshot::default() }
     }
 
-    /// Records the steps after `from` up to `to`; gives them and the state before the last.
+    /// Records the steps after `from` up to `to`, and returns them with the state before the last one.
     fn run(&self, from: &Snapshot, to: usize, lr: f64) -> Result<(Vec<Trace>, Snapshot), CaptureError> {
         let ((marks, labels), recorded) = session::record(Defaults::default(), |session| {
             let begin = session.mark();
@@ -135,9 +136,9 @@ impl<O: Optimizer, const D: usize> Probe for Prober<O, D> {
         if self.reached.steps >= step {
             self.reached = Snapshot::default();
         }
-        // A far step is reached in parts, so that no recording is long.
-        while self.reached.steps + LONGEST < step {
-            self.reached = self.run(&self.reached, self.reached.steps + LONGEST, lr)?.1;
+        // A distant step is reached in several recordings, to limit the length of each.
+        while self.reached.steps + MAX_STEPS < step {
+            self.reached = self.run(&self.reached, self.reached.steps + MAX_STEPS, lr)?.1;
         }
         let (mut traces, reached) = self.run(&self.reached, step, lr)?;
         self.reached = reached;
@@ -153,15 +154,15 @@ impl<O: Optimizer, const D: usize> Probe for Prober<O, D> {
     }
 }
 
-/// The tensors of an optimizer state, by name; to be called after [`Session::label`].
+/// The tensors of an optimizer state, by name. [`Session::label`] must have been called.
 pub(super) fn names<S: RecordState>(state: &Option<S>) -> Vec<(String, u64)> {
     let mut labels = StateSink::default();
     if let Some(state) = state {
         state.state_flatten("", &mut labels);
     }
-    let read = |(name, data)| (name, session::read_label(&data).expect("every recorded tensor is labelled"));
+    let read = |(name, data)| (name, session::read_label(&data).expect("every recorded tensor is labeled"));
     labels.tensors.into_iter().map(read).collect()
 }
 
-/// What a backward pass gives.
+/// The gradients that a backward pass returns.
 pub(super) type Gradients = <super::kind::Tracked as burn::backend::AutodiffBackend>::Gradients;

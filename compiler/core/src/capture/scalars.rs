@@ -1,37 +1,37 @@
 //! Numbers that change with the step or the learning rate.
 //!
 //! burn computes them on the host and writes them into the graph. They are found by recording the same update at
-//! several steps and learning rates: whatever differs is an input. A number is identified by all of these values,
-//! so that every parameter, and every place in an update, that uses the learning rate uses one input.
+//! several steps and learning rates: every number that differs becomes an input. All of these values together identify
+//! a number, so that all uses of the learning rate, within one update and across parameters, share one input.
 
 use std::collections::HashMap;
 use std::fmt;
 
 use super::error::CaptureError;
 use super::probe::{Number, Probe};
-use super::trace::{Place, Trace};
+use super::trace::{ScalarIndex, Trace};
 
-/// Learning rates at which updates are compared; neither means anything to an optimizer.
+/// Learning rates at which updates are compared; optimizers treat neither of them specially.
 pub(super) const RATES: [f64; 2] = [0.0117, 0.00321];
-/// Steps that are compared; what an optimizer does at step 2 it must do at every later step.
+/// The number of steps that are compared. The update of step 2 must be that of every later step.
 const STEPS: usize = 4;
-/// Stands for a learning rate of zero, at which optimizers leave operations out. It is zero in f32.
+/// Replaces a learning rate of zero, for which optimizers omit operations. It is zero in f32.
 const ALMOST_ZERO: f64 = 1e-290;
 
-/// Gives the values of the step-dependent inputs.
+/// Computes the values of the step-dependent inputs.
 pub struct StepScalars {
     entries: Vec<Entry>,
     classes: Vec<Class>,
 }
 
-/// One number.
+/// One step-dependent input.
 struct Entry {
-    /// The parameters that it is for: those of a group have one learning rate.
+    /// The group of parameters that it belongs to, which share a learning rate.
     group: usize,
     label: String,
     steady: Option<Source>,
     first: Option<Source>,
-    /// What identifies it.
+    /// The observed values, which identify the number.
     steady_values: Vec<u64>,
     first_values: Vec<u64>,
 }
@@ -39,10 +39,10 @@ struct Entry {
 #[derive(Clone, Copy)]
 struct Source {
     class: usize,
-    at: Place,
+    at: ScalarIndex,
 }
 
-/// Parameters of one group, shape and dtype, which are updated alike.
+/// The parameters of one group, shape and dtype, which are all updated in the same way.
 struct Class {
     group: usize,
     probe: Box<dyn Probe>,
@@ -50,24 +50,24 @@ struct Class {
     steady: Vec<String>,
 }
 
-/// Parameters that are updated alike, by what updates one of them.
+/// A class of parameters, with the probe that updates one of them.
 pub(super) struct Probed {
     pub(super) group: usize,
     pub(super) probe: Box<dyn Probe>,
 }
 
-/// Which scalars of the updates of a class are inputs.
+/// The scalars that become inputs, in both updates of a class.
 #[derive(Debug)]
 pub(super) struct ClassPlan {
     pub(super) first: UpdatePlan,
     pub(super) steady: UpdatePlan,
 }
 
-/// Which scalars of one update are inputs.
+/// The scalars that become inputs, in one update.
 #[derive(Debug)]
 pub(super) struct UpdatePlan {
     pub(super) skeleton: Vec<String>,
-    pub(super) inputs: HashMap<Place, usize>,
+    pub(super) inputs: HashMap<ScalarIndex, usize>,
 }
 
 impl StepScalars {
@@ -76,20 +76,20 @@ impl StepScalars {
         self.entries.len()
     }
 
-    /// Whether the step is the same for every step and learning rate.
+    /// Whether there are none, so that the program is the same for every step and learning rate.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The operation and position that a number was found in, for explanations.
+    /// The operation and position at which a number was found, for diagnostics.
     pub fn label(&self, index: usize) -> &str {
         &self.entries[index].label
     }
 
-    /// The values of all step-dependent inputs at a step (the first is 1) with a learning rate.
+    /// The values of all step-dependent inputs at a step (counted from 1) with a learning rate.
     ///
-    /// An input that only one of the two programs has is `NaN` for the other. Steps are cheapest in order; an earlier
-    /// one restarts the count.
+    /// An input that only one of the two programs has is `NaN` for the other. Requesting steps in order is cheapest; an
+    /// earlier step restarts the recording.
     pub fn values(&mut self, step: usize, lr: f64) -> Result<Vec<f64>, CaptureError> {
         self.values_of_groups(step, &|_| lr)
     }
@@ -117,12 +117,12 @@ impl StepScalars {
         Ok(values)
     }
 
-    /// The numbers that the optimizer's state of a parameter of a class holds after so many steps, at least one.
+    /// The numbers in the optimizer state of a parameter of a class after `steps` steps, at least one.
     pub(crate) fn state_numbers(&mut self, class: usize, steps: usize) -> Result<Vec<Number>, CaptureError> {
         self.classes[class].probe.numbers(steps, RATES[0])
     }
 
-    /// Finds the step-dependent numbers of updates of several shapes.
+    /// Finds the step-dependent numbers in the updates of several classes.
     pub(super) fn find(probes: Vec<Probed>) -> Result<(Self, Vec<ClassPlan>), CaptureError> {
         let mut found = Self { entries: Vec::new(), classes: Vec::new() };
         let plans = probes.into_iter().map(|probed| found.add(probed)).collect::<Result<_, _>>()?;
@@ -132,7 +132,7 @@ impl StepScalars {
     fn add(&mut self, Probed { group, probe }: Probed) -> Result<ClassPlan, CaptureError> {
         let observed = Observed::new(&*probe)?;
         let unit = probe.unit();
-        // One element is enough unless the optimizer looks at shapes.
+        // A parameter of one element suffices unless the update depends on the shape.
         let probe = if Observed::new(&*unit).is_ok_and(|unit| unit.agrees(&observed)) { unit } else { probe };
         let class = self.classes.len();
         let (first, steady) = (observed.first().clone(), observed.steady().clone());
@@ -179,8 +179,8 @@ impl StepScalars {
         self.entries.len() - 1
     }
 
-    /// The entry of a number of the first step: that of the later steps at the same place, or, if that one has another
-    /// value already, a new one.
+    /// The entry of a number of the first step: that of the corresponding number of later steps or, if that entry
+    /// already has a different first value, a new one.
     fn first_entry(
         &mut self,
         group: usize,
@@ -230,7 +230,7 @@ impl fmt::Debug for StepScalars {
     }
 }
 
-/// The updates that are compared: the first steps at each learning rate.
+/// The updates that are compared: the first steps, for each learning rate.
 struct Observed(Vec<Vec<Trace>>);
 
 impl Observed {
@@ -263,7 +263,7 @@ impl Observed {
         self.0.iter().map(|run| run[0].sites[position].value.to_bits()).collect()
     }
 
-    /// Whether the other can stand for this one in [`StepScalars::values`].
+    /// Whether the two have the same numbers, so that one can replace the other in [`StepScalars::values`].
     fn agrees(&self, other: &Observed) -> bool {
         let same = |(a, b): (&Trace, &Trace)| {
             a.skeleton == b.skeleton

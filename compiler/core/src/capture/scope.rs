@@ -8,13 +8,13 @@ use tpc_ir::ModulePath;
 
 use super::tensors::Tensors;
 
-/// A region as recorded, in ids of the recording.
+/// A region in ids of the recording.
 #[derive(Clone, Debug)]
 pub(super) struct RawScope {
     pub(super) path: ModulePath,
     pub(super) arguments: Vec<u64>,
     pub(super) results: Vec<u64>,
-    /// First id that the region may have produced, and the first that it has not.
+    /// The range of ids that the region may have produced.
     pub(super) ids: (u64, u64),
 }
 
@@ -29,13 +29,13 @@ thread_local! {
     static ACTIVE: RefCell<Option<Active>> = const { RefCell::new(None) };
 }
 
-/// Marks a region of a model: runs `f` on `arguments` and gives back its results.
+/// Marks a region of a model: runs `f` on `arguments` and returns its results.
 ///
-/// During a capture the region's path, its ordered arguments and results and the operations in between are recorded
-/// as a [`ScopeRecord`](super::ScopeRecord); nothing is inserted into the graph. Outside of a capture it only calls
-/// `f`, so that the same model also runs eagerly. Paths are relative to the enclosing scope. A dot in a path leads to
-/// what the module before it holds, a number is the position of an element in a list, and a backslash makes the
-/// character after it a part of a name ([`ModulePath`]).
+/// During a capture, the path of the region, its arguments and results in order, and the operations in between are
+/// recorded as a [`ScopeRecord`](super::ScopeRecord); nothing is inserted into the graph. Outside a capture it only
+/// calls `f`, so that the same model also runs eagerly. Paths are relative to the enclosing scope. Dots separate the
+/// segments of a path, a number is the index of an element in a list, and a backslash makes the character after it part
+/// of a name ([`ModulePath`]).
 ///
 /// ```ignore
 /// let x = tpc::scope("attention", x, |x| self.attention.forward(x));
@@ -51,12 +51,12 @@ pub fn scope<A: Tensors, R: Tensors>(path: &str, arguments: A, f: impl FnOnce(A)
 
 /// The path of the innermost open region.
 pub(super) fn current() -> Option<String> {
-    // A panic hook calls this at any moment, also while the registry is borrowed.
+    // A panic hook can call this at any moment, even while the registry is borrowed.
     let join = |active: &Active| (!active.open.is_empty()).then(|| path(&active.open).to_string());
     ACTIVE.with(|active| active.try_borrow().ok()?.as_ref().and_then(join))
 }
 
-/// Runs `f` with a fresh registry and gives the regions in the order in which they were entered.
+/// Runs `f` with a fresh registry and returns its result and the regions, in the order in which they were entered.
 pub(super) fn collect<R>(client: CaptureClient, f: impl FnOnce() -> R) -> (R, Vec<RawScope>) {
     struct Reset;
     impl Drop for Reset {
@@ -73,7 +73,7 @@ pub(super) fn collect<R>(client: CaptureClient, f: impl FnOnce() -> R) -> (R, Ve
     (result, closed.into_iter().map(|(_, scope)| scope).collect())
 }
 
-/// The path of the innermost of some regions.
+/// The full path of the innermost open region.
 fn path(open: &[ModulePath]) -> ModulePath {
     open.iter().fold(ModulePath::default(), |outer, inner| outer.join(inner))
 }

@@ -15,25 +15,25 @@ use super::operation::first_result;
 use super::scope::{self, RawScope};
 
 thread_local! {
-    // A process can make 65,536 capture devices and never gives one back, while a device serves any number of
-    // recordings, one after the other.
+    // A process can create 65,536 capture devices and cannot free them, but a device serves any number of consecutive
+    // recordings.
     static DEVICES: RefCell<Vec<(Defaults, Device)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The element types that a device gives to tensors for which nothing says one: those of an `argmax`, or of a tensor made
-/// from numbers. A closure records on a device with the defaults of the one that its batch is on, because it may rely on
-/// them.
+/// The element types that a device gives to tensors without a specified type, such as the result of an `argmax` or a
+/// tensor made from numbers. A closure may rely on them, so it records on a device with the defaults of the device of
+/// its batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Defaults(Option<(FloatDType, IntDType)>);
 
 impl Defaults {
-    /// Those of a device.
+    /// The defaults of a device.
     pub(crate) fn of(device: &Device) -> Self {
         let settings = device.settings();
         Defaults(Some((settings.float_dtype, settings.int_dtype)))
     }
 
-    /// The recording device that has, or is to have, these defaults.
+    /// The recording device for these defaults.
     fn device(self) -> Device {
         DEVICES.with_borrow_mut(|devices| match devices.iter().find(|(defaults, _)| *defaults == self) {
             Some((_, device)) => device.clone(),
@@ -44,11 +44,11 @@ impl Defaults {
         })
     }
 
-    /// Gives a device these defaults, once a recording has begun, which burn needs for that.
-    fn give_to(self, device: &Device) {
+    /// Sets the defaults of a device. burn requires that a recording has begun.
+    fn apply_to(self, device: &Device) {
         if let Some(types) = self.0 {
-            // A device of an earlier recording has them already. Types that cannot be recorded are an error where a closure
-            // makes a tensor of them.
+            // A device of an earlier recording already has them. Types that cannot be recorded cause an error once a
+            // closure makes a tensor of them.
             let _ = device.clone().configure(types);
         }
     }
@@ -60,25 +60,26 @@ pub(super) struct Session {
     client: CaptureClient,
 }
 
-/// What was recorded.
+/// The result of a recording.
 pub(super) struct Recorded {
-    /// In order; the ids of results increase.
+    /// The operations in order, with increasing ids of results.
     pub(super) operations: Vec<OperationIr>,
     /// The data of tensors that were not computed.
     pub(super) values: BTreeMap<u64, TensorData>,
     pub(super) scopes: Vec<RawScope>,
 }
 
-/// Records what `f` does.
+/// Records the operations of `f`.
 pub(super) fn record<R>(defaults: Defaults, f: impl FnOnce(&Session) -> R) -> Result<(R, Recorded), CaptureError> {
     let device = defaults.device();
     let mut outcome = None;
     let captured = guarded(|| {
         device.capture_scope(|token| {
-            defaults.give_to(&device);
+            defaults.apply_to(&device);
             let session = Session { device: device.clone(), client: client(&device) };
             outcome = Some(scope::collect(session.client.clone(), || f(&session)));
-            // The boundaries are ours: burn would refuse an output that is also consumed, or an unused input.
+            // Inputs and outputs are determined by this crate: burn would reject an output that is also consumed, or an
+            // unused input.
             token.complete([], [])
         })
     })?
@@ -92,29 +93,29 @@ pub(super) fn record<R>(defaults: Defaults, f: impl FnOnce(&Session) -> R) -> Re
     }
     let values = captured.values.into_iter().map(|(id, data)| (id.value(), data)).collect();
     let mut operations = captured.graph.operations;
-    // `Init` only says that a tensor was made from data, which `values` has.
+    // `Init` only indicates that a tensor was made from data, which is in `values`.
     operations.retain(|op| !matches!(op, OperationIr::Init(_)));
     Ok((result, Recorded { operations, values, scopes }))
 }
 
-/// The client of the running recording, which burn only shows through a tensor.
+/// The client of the running recording, which burn exposes only through a tensor.
 fn client(device: &Device) -> CaptureClient {
     let probe = Tensor::<1>::from_data([0f32], device);
     probe.try_into_primitive::<Untracked>().expect("the device is a capture device").client.clone()
 }
 
 impl Session {
-    /// An id between those of what was recorded before and those of what is recorded after.
+    /// An id that is greater than all ids recorded so far and less than all later ones.
     pub(super) fn mark(&self) -> u64 {
         self.client.create_empty_handle().value()
     }
 
     /// Makes every recorded tensor in `ids` readable: its "value" is its id ([`read_label`]).
     ///
-    /// An optimizer state is opaque; its tensors come out by name only when they are read
-    /// (`RecordState::state_flatten`), which a computed tensor refuses. Aliasing it to a constant that spells its id
-    /// turns that read into the answer to "which tensor is the state `moment_1`?". Aliases also redirect operations,
-    /// so this must be the last thing that happens in a recording.
+    /// An optimizer state is opaque. Its tensors are accessible by name only by reading them
+    /// (`RecordState::state_flatten`), which fails for a computed tensor. An alias to a constant that encodes the id
+    /// makes the read succeed and answer "which tensor is the state `moment_1`?". Aliases also redirect operations, so
+    /// this must be the last step of a recording.
     pub(super) fn label(&self, ids: Range<u64>) {
         for id in ids {
             let label = self.client.register_tensor_data(label(id));
@@ -123,14 +124,14 @@ impl Session {
     }
 }
 
-/// f32 holds integers exactly up to 2^24, so that two of them hold an id.
+/// f32 represents integers exactly up to 2^24, so two of them suffice for an id.
 const LABEL_BASE: u64 = 1 << 24;
 
 fn label(id: u64) -> TensorData {
     TensorData::from([(id / LABEL_BASE) as f32, (id % LABEL_BASE) as f32])
 }
 
-/// The id that [`Session::label`] spelled.
+/// Decodes the id that [`Session::label`] encoded.
 pub(super) fn read_label(data: &TensorData) -> Option<u64> {
     let digits: Vec<f32> = data.clone().try_into_vec().ok()?;
     let [high, low] = digits[..] else { return None };

@@ -1,4 +1,4 @@
-//! What an optimizer keeps of each parameter, under the names of burn's own records.
+//! The optimizer states of each parameter, under the names of burn's records.
 
 use super::optimizer::State;
 use tpc_ir::ModulePath;
@@ -14,11 +14,12 @@ pub struct OptimizerStates {
 pub(crate) struct ParameterStates {
     /// Path of the parameter.
     pub(crate) path: ModulePath,
-    /// Its number of dimensions.
+    /// Rank of the parameter.
     pub(crate) rank: usize,
-    /// The class of parameters that are updated alike, in [`StepScalars`](super::StepScalars).
+    /// The class of the parameter in [`StepScalars`](super::StepScalars), whose members are all updated in the same
+    /// way.
     pub(crate) class: usize,
-    /// The tensors of a record, each with the state of the program that holds its value.
+    /// The tensors of burn's record, each with the state of the program that holds its value.
     pub(crate) tensors: Vec<RecordedTensor>,
 }
 
@@ -27,12 +28,13 @@ pub(crate) struct ParameterStates {
 pub(crate) struct RecordedTensor {
     /// Its name in the record.
     pub(crate) name: String,
-    /// The name of the program's state: the same, but for states that are always one tensor, of which the program has the first.
+    /// The name of the program's state. It differs from `name` only for states that are always the same tensor, of
+    /// which the program has only the first.
     pub(crate) state: String,
 }
 
 impl RecordedTensor {
-    /// The tensors of a state, before those that are always one tensor are listed once.
+    /// The tensors of a state before deduplication.
     pub(super) fn all(state: &State) -> Vec<RecordedTensor> {
         let first = |id: &u64| state.iter().find(|(_, other)| other == id).map(|(name, _)| name.clone());
         let recorded = |(name, id): &(String, u64)| Some(RecordedTensor { name: name.clone(), state: first(id)? });

@@ -1,13 +1,14 @@
 //! Running states: tensors of a module that the forward pass of a training step updates, such as the running statistics
 //! of burn's `BatchNorm`.
 //!
-//! A module updates such a state while the closure runs. burn keeps the update apart until the module is put in another
-//! mode; then the state holds the recorded tensor that the update computed. That tensor is an output of the captured step
-//! which takes the place of the parameter of the same path, as an optimizer's update does.
+//! A module updates such a state while the closure runs. burn stores the update separately until the mode of the module
+//! changes; from then on the state holds the recorded tensor that the update computed. That tensor is an output of the
+//! captured step and replaces the parameter with the same path, like an update by the optimizer.
 //!
-//! A `BatchNorm` moves its statistics to the device of its input before it updates them, which burn refuses for tensors of
-//! the autodiff side of the capture device. So the statistics are on the other side, from which nothing is moved. The
-//! update itself is on the autodiff side: a norm that runs a second time in one step would move that, and is refused.
+//! A `BatchNorm` moves its statistics to the device of its input before it updates them, which burn rejects for
+//! autodiff tensors of the capture device. The statistics are therefore tensors without autodiff, for which nothing has
+//! to be moved. The update itself is an autodiff tensor, which a norm that runs a second time in one step would move;
+//! such a norm is rejected.
 
 use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
@@ -18,11 +19,11 @@ use super::kind;
 use super::position::{self, Position};
 use tpc_ir::ModulePath;
 
-/// Where a walk through a module is.
+/// The current position of a traversal of a module.
 #[derive(Default)]
 pub(super) struct Walk {
     position: Position,
-    /// The types of the modules that hold what was entered.
+    /// The types of the modules that contain the entered fields.
     holders: Vec<String>,
 }
 
@@ -39,12 +40,12 @@ impl Walk {
         self.holders.pop();
     }
 
-    /// Whether the tensor that is visited is a running statistic of a `BatchNorm`.
+    /// Whether the visited tensor is a running statistic of a `BatchNorm`.
     pub(super) fn is_statistic(&self) -> bool {
         self.is_field(&["running_mean", "running_var"])
     }
 
-    /// Whether the flag that is visited is the mode of a `BatchNorm`.
+    /// Whether the visited flag is the mode of a `BatchNorm`.
     fn is_mode(&self) -> bool {
         self.is_field(&["training"])
     }
@@ -54,45 +55,45 @@ impl Walk {
         of_batch_norm && self.position.name().is_some_and(|name| of_norm.contains(&name))
     }
 
-    /// Path of the module that holds what is visited.
+    /// Path of the module that contains the visited field.
     fn holder(&self) -> ModulePath {
         self.path().holder()
     }
 
-    /// Path of what is visited.
+    /// Path of the visited field.
     fn path(&self) -> ModulePath {
         self.position.path()
     }
 }
 
-/// The tensors of a recorded module by path.
+/// The tensors of a recorded module, by path.
 #[derive(Default)]
 pub(super) struct Tensors {
     walk: Walk,
     ids: BTreeMap<ModulePath, u64>,
-    /// The running statistics among them, with the paths of their norms.
+    /// The paths of the running statistics among them, with those of their norms.
     statistics: BTreeMap<ModulePath, ModulePath>,
 }
 
 impl Tensors {
-    /// Those that a module holds at this moment.
+    /// The tensors that a module holds at this moment.
     pub(super) fn of<M: Module>(model: &M) -> Self {
         let mut tensors = Tensors::default();
         model.visit(&mut tensors);
         tensors
     }
 
-    /// Takes over the updates of running states, and gives the path and the new tensor of each state that has one.
+    /// Applies the updates of running states, and returns the path and the new tensor of each updated state.
     ///
-    /// Putting a module in evaluation mode takes the updates over. That is done to a copy, which shares its running states
-    /// with the model. burn refuses the mode's change of a computed tensor, so that each walk ends at the first state that
-    /// has an update. In a model that is captured by its shapes, a walk also ends at a tensor that is no parameter; the
-    /// updates of states after that tensor are not found.
+    /// Changing a module to evaluation mode applies the updates. This is done to a copy, which shares its running
+    /// states with the model. burn does not allow the change of mode for a computed tensor, so each traversal ends at
+    /// the first state that has an update. If only the shapes of the model are captured, a traversal also ends at a
+    /// tensor that is not a parameter; updates of states after that tensor are not found.
     pub(super) fn updated<M: Module>(&self, model: &M) -> BTreeMap<ModulePath, u64> {
         loop {
             let before = Tensors::of(model);
             let copy = model.clone().map(&mut Untrack);
-            // The refusal is expected.
+            // The error is expected.
             let _ = guarded(|| copy.valid());
             let after = Tensors::of(model);
             if after.ids == before.ids {
@@ -101,7 +102,7 @@ impl Tensors {
         }
     }
 
-    /// The norms among these, which are in training mode, whose statistics are read without an update that was found.
+    /// The norms in training mode, given by `training`, whose statistics are read but for which no update was found.
     pub(super) fn missed(
         &self,
         training: &[ModulePath],
@@ -133,7 +134,7 @@ impl ModuleVisitor for Tensors {
     }
 }
 
-/// Paths of the norms that normalize by the statistics of the batch, in burn's visiting order.
+/// Paths of the norms that normalize with the statistics of the batch, in burn's visiting order.
 pub(super) fn training<M: Module>(model: &M) -> Vec<ModulePath> {
     let mut modes = Modes::default();
     model.visit(&mut modes);

@@ -1,4 +1,4 @@
-//! The entry points: inference and training, by value or by shape.
+//! The entry points: capture of inference and training, with or without values.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,21 +28,21 @@ use super::states::{OptimizerStates, ParameterStates, RecordedTensor};
 use super::statistics;
 use super::tensors::{Batch, Declared, Inputs, Loss, Tensors};
 
-/// Choices for [`capture_training`].
+/// Options of [`capture_training`].
 #[derive(Clone, Debug, Default)]
 pub struct TrainingOptions {
-    /// Clipping of each gradient before its update, which burn keeps outside of the optimizer.
+    /// Clipping of each gradient before its update, which burn keeps outside the optimizer.
     pub clipping: Option<GradientClippingConfig>,
 }
 
-/// The choices for a training step.
+/// The options of a training step.
 struct Options<'a> {
     training: &'a TrainingOptions,
     groups: Groups<'a>,
 }
 
 impl<'a> Options<'a> {
-    /// All parameters have one learning rate.
+    /// Options with one learning rate for all parameters.
     fn of(training: &'a TrainingOptions) -> Self {
         Options { training, groups: &|_, _| 0 }
     }
@@ -50,8 +50,8 @@ impl<'a> Options<'a> {
 
 /// Captures the forward pass of a model in evaluation mode.
 ///
-/// `inputs` gives the shapes and dtypes, whatever its values and device: a tensor, a [`Spec`](super::Spec), a tuple,
-/// a list, a [`named`](super::named) value, or your own [`Batch`].
+/// `inputs` determines the shapes and dtypes; its values and device do not matter. It is a tensor, a
+/// [`Spec`](super::Spec), a tuple, a list, a [`named`](super::named) value, or your own [`Batch`].
 ///
 /// ```ignore
 /// let captured = capture_inference(&model, named("tokens", tokens), |model, tokens| model.forward(tokens))?;
@@ -62,15 +62,20 @@ pub fn capture_inference<M: Module, B: Batch, T: Tensors>(
     forward: impl FnOnce(&M, B::Tensors) -> T,
 ) -> Result<Captured, CaptureError> {
     let (model, values) = materialize(model)?;
-    let mut captured =
-        inference(Defaults::default(), |device| params::place(model, device, false), false, inputs, forward)?;
+    let mut captured = inference(
+        Defaults::default(),
+        |device| params::with_placeholders(model, device, false),
+        false,
+        inputs,
+        forward,
+    )?;
     captured.values = Arc::new(values);
     Ok(captured)
 }
 
-/// Captures the forward pass of a model that is built without any values, however large it is.
+/// Captures the forward pass of a model that is built without values, so that its size does not matter.
 ///
-/// `build` must make the model on the device that it is given.
+/// `build` must create the model on the given device.
 pub fn capture_inference_shapes<M: Module, B: Batch, T: Tensors>(
     build: impl FnOnce(&Device) -> M,
     inputs: B,
@@ -79,9 +84,9 @@ pub fn capture_inference_shapes<M: Module, B: Batch, T: Tensors>(
     inference(Defaults::default(), build, true, inputs, forward)
 }
 
-/// Captures a training step: forward, backward and the update of every parameter.
+/// Captures a training step: the forward and backward passes and the update of every parameter.
 ///
-/// The closure gives the loss, or a pair of the loss and further outputs.
+/// The closure returns the loss, or a pair of the loss and further outputs.
 ///
 /// ```ignore
 /// let step = capture_training(&model, &AdamWConfig::new().build(), (tokens, targets), |model, (tokens, targets)| {
@@ -108,7 +113,7 @@ pub fn capture_training_with<M: Module, O: Optimizer, B: Batch, L: Loss>(
     let (model, values) = materialize(model)?;
     let mut step = training(
         Defaults::default(),
-        |device| params::place(model, device, true),
+        |device| params::with_placeholders(model, device, true),
         false,
         optimizer,
         batch,
@@ -120,10 +125,10 @@ pub fn capture_training_with<M: Module, O: Optimizer, B: Batch, L: Loss>(
     Ok(step)
 }
 
-/// Captures a training step of a model that is built without any values, however large it is.
+/// Captures a training step of a model that is built without values, so that its size does not matter.
 ///
-/// `build` must make the model on the device that it is given; its parameters are recorded by shape, and how they
-/// are initialized is kept in [`Captured::init`].
+/// `build` must create the model on the given device. Only the shapes of its parameters are recorded;
+/// [`Captured::init`] describes how they are initialized.
 pub fn capture_training_shapes<M: Module, O: Optimizer, B: Batch, L: Loss>(
     build: impl FnOnce(&Device) -> M,
     optimizer: &O,
@@ -134,9 +139,9 @@ pub fn capture_training_shapes<M: Module, O: Optimizer, B: Batch, L: Loss>(
     training(Defaults::default(), build, true, optimizer, batch, &Options::of(options), forward)
 }
 
-/// A copy of the model to take apart, and its parameters' values.
+/// A copy of the model that may be modified, and the values of its parameters.
 ///
-/// `valid` also copies the running states of batch norms, which clones share and which mapping changes in place.
+/// `valid` also copies the running states of batch norms, which clones share and mapping would change in place.
 fn materialize<M: Module>(model: &M) -> Result<(M, HashMap<String, TensorData>), CaptureError> {
     guarded(|| {
         let model = model.valid();
@@ -145,15 +150,15 @@ fn materialize<M: Module>(model: &M) -> Result<(M, HashMap<String, TensorData>),
     })
 }
 
-/// Where the model of a recording comes from.
+/// The source of the model of a recording.
 pub(crate) enum Model<'a, M> {
-    /// It is built on the recording device.
+    /// A closure builds the model on the recording device.
     Build(&'a dyn Fn(&Device) -> M),
-    /// It exists already; its values are not taken.
+    /// The model already exists; its values are not captured.
     Module(&'a M),
 }
 
-/// Captures the forward pass of a model, for a batch of a device with these defaults.
+/// Captures the forward pass of a model, for a batch on a device with the given defaults.
 pub(crate) fn record_inference<M: Module, B: Batch, T: Tensors>(
     defaults: Defaults,
     model: Model<'_, M>,
@@ -164,12 +169,12 @@ pub(crate) fn record_inference<M: Module, B: Batch, T: Tensors>(
         Model::Build(build) => inference(defaults, build, true, inputs, forward),
         Model::Module(model) => {
             let model = guarded(|| model.valid())?;
-            inference(defaults, |device| params::place(model, device, false), false, inputs, forward)
+            inference(defaults, |device| params::with_placeholders(model, device, false), false, inputs, forward)
         }
     }
 }
 
-/// Captures a training step, for a batch of a device with these defaults.
+/// Captures a training step, for a batch on a device with the given defaults.
 pub(crate) fn record_training<M: Module, O: Optimizer, B: Batch, L: Loss>(
     defaults: Defaults,
     model: Model<'_, M>,
@@ -183,26 +188,27 @@ pub(crate) fn record_training<M: Module, O: Optimizer, B: Batch, L: Loss>(
         Model::Build(build) => training(defaults, build, true, optimizer, batch, options, forward),
         Model::Module(model) => {
             let model = guarded(|| model.valid())?;
-            let place = |device: &Device| params::place(model, device, true);
-            training(defaults, place, false, optimizer, batch, options, forward)
+            let build = |device: &Device| params::with_placeholders(model, device, true);
+            training(defaults, build, false, optimizer, batch, options, forward)
         }
     }
 }
 
-/// The values of a model's parameters by path.
+/// The values of the parameters of a model, by path.
 pub(crate) fn parameter_values<M: Module>(model: &M) -> Result<HashMap<String, TensorData>, CaptureError> {
     Ok(materialize(model)?.1)
 }
 
-/// The initial values that are not drawn element by element ([`Init::Computed`]), by path: what `build` gives on the CPU
-/// after its generator got this seed, in every process and on every mesh the same.
+/// The initial values that are not drawn element by element ([`Init::Computed`]), by path. They are the values that
+/// `build` computes on the CPU after seeding its generator with `seed`, and are the same in every process and on every
+/// mesh.
 ///
-/// The generator is one for the whole process: what draws from it at the same time changes the values, and later draws go
-/// on from here. Of the other parameters only those take memory that `build` computes itself; without a parameter of this
-/// kind it is not called.
+/// The generator is global to the process: concurrent draws change the values, and later draws continue its sequence.
+/// Other parameters take memory only if `build` itself computes them. If no parameter is of this kind, `build` is not
+/// called.
 ///
 /// # Errors
-/// A module that fails where it is built.
+/// `build` fails.
 pub fn initial_values<M: Module>(
     build: impl Fn(&Device) -> M,
     init: &HashMap<String, Init>,
@@ -269,7 +275,7 @@ fn training<M: Module, O: Optimizer, B: Batch, L: Loss>(
         let begin = session.mark();
         // A lazy parameter tracks gradients only if it is built on the autodiff side of the device.
         let device = if by_shapes { session.device.clone().autodiff() } else { session.device.clone() };
-        // The model of `capture_training` comes with placeholders, which stay as they are.
+        // The model of `capture_training` already consists of placeholders.
         let model = build(&device);
         let (model, replaced) = match by_shapes {
             true => params::make_leaves(model, &session.device),
@@ -282,12 +288,12 @@ fn training<M: Module, O: Optimizer, B: Batch, L: Loss>(
     step.assemble(recorded, &norms)
 }
 
-/// A whole step as recorded.
+/// A recorded training step.
 struct Step {
     forward: Forward,
-    /// The module's tensors before the closure ran.
+    /// The tensors of the module before the closure ran.
     held: statistics::Tensors,
-    /// The running states that the closure has updated, by path, with the tensors that they become.
+    /// The running states that the closure updated, by path, with their new tensors.
     running: BTreeMap<ModulePath, u64>,
     backward_end: u64,
     updates: Vec<Update>,
@@ -313,7 +319,8 @@ fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
     let mut outputs = outputs(&results);
     outputs.insert(0, (kind::id(&loss), OutputKind::Loss));
     let forward = Forward { parameters, built, by_shapes, data: declared.declared, outputs, end: session.mark() };
-    // A loss that nothing tracks is no autodiff tensor; it then has no gradients, which is reported by name later.
+    // A loss that does not depend on a tracked tensor is not an autodiff tensor and has no gradients; `assemble`
+    // reports this.
     let backward = loss.try_into_primitive::<Tracked>().map(Tracked::backward);
     let backward_end = session.mark();
     let (updates, probes) = match backward {
@@ -328,7 +335,7 @@ fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
 }
 
 impl Step {
-    /// The two programs. `training` are the norms that normalize by the statistics of the batch.
+    /// Assembles the two programs. `training` lists the norms that normalize with the statistics of the batch.
     fn assemble(self, recorded: Recorded, training: &[ModulePath]) -> Result<TrainingCapture, CaptureError> {
         let Step { forward, held, running, backward_end, updates, probes } = self;
         if updates.is_empty() {
@@ -337,8 +344,10 @@ impl Step {
         let (scalars, plans) = StepScalars::find(probes)?;
         let states =
             OptimizerStates { list: updates.iter().map(|update| states(update, &forward.parameters)).collect() };
-        let updates =
-            updates.into_iter().map(|update| settle(update, &forward.parameters)).collect::<Result<Vec<_>, _>>()?;
+        let updates = updates
+            .into_iter()
+            .map(|update| merge_equal_states(update, &forward.parameters))
+            .collect::<Result<Vec<_>, _>>()?;
         let Recorded { operations, values, scopes } = recorded;
         let read = operations.iter().flat_map(OperationIr::inputs).map(|tensor| tensor.id.value()).collect();
         let hidden = held.missed(training, &running, &read);
@@ -403,16 +412,16 @@ fn data_inputs(data: Vec<Declared>) -> impl Iterator<Item = DraftInput> {
     data.into_iter().map(|Declared { id, kind, shape, dtype }| DraftInput { id, shape, dtype, kind })
 }
 
-/// What the optimizer keeps of a parameter.
+/// The optimizer states of a parameter.
 fn states(update: &Update, parameters: &Parameters) -> ParameterStates {
     let info = parameters.list.iter().find(|info| info.param == update.param);
     let (path, rank) = info.map(|info| (info.path.clone(), info.shape.len())).unwrap_or_default();
     ParameterStates { path, rank, class: update.class, tensors: RecordedTensor::all(&update.before) }
 }
 
-/// Keeps one name of states that are always one tensor (RMSProp without centering), and checks that the states that
-/// one step gives are those that the next one reads.
-fn settle(mut update: Update, parameters: &Parameters) -> Result<Update, CaptureError> {
+/// Keeps only one name of states that are always the same tensor (RMSProp without centering), and checks that a step
+/// returns the states that the next step reads.
+fn merge_equal_states(mut update: Update, parameters: &Parameters) -> Result<Update, CaptureError> {
     let info = parameters.list.iter().find(|info| info.param == update.param);
     let (path, shape) = info.map(|info| (info.path.clone(), info.shape.clone())).unwrap_or_default();
     let names = |state: &State| state.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
@@ -482,7 +491,7 @@ fn step_outputs(
         let named = |(name, id)| (id, OutputKind::State { parameter: path(update), name });
         recording(update).1.into_iter().map(named).collect::<Vec<_>>()
     });
-    // A state that two modules share is one parameter.
+    // A state that two modules share is a single parameter, under its first path.
     let is_parameter = |path: &&ModulePath| forward.parameters.list.iter().any(|info| info.path == **path);
     let running = running.iter().filter(|(path, _)| is_parameter(path));
     let running = running.map(|(path, id)| (*id, OutputKind::Parameter { path: path.clone() }));

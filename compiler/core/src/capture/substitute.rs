@@ -1,4 +1,4 @@
-//! A tensor in the place of a scalar.
+//! Replaces a scalar of an operation by a tensor.
 
 use burn::tensor::{DType, Shape};
 use burn_ir::{
@@ -9,8 +9,8 @@ use burn_ir::{
 use super::error::CaptureError;
 use super::operation;
 
-/// Rewrites an operation with one scalar so that it reads a tensor `[1, …, 1]` instead, which `scalar` gives for a
-/// rank and a dtype.
+/// Rewrites an operation with one scalar so that it reads a tensor of shape `[1, …, 1]` instead, which `scalar` returns
+/// for a rank and a dtype.
 pub(super) fn substitute(
     op: OperationIr,
     scalar: impl FnOnce(usize, DType) -> TensorIr,
@@ -50,7 +50,7 @@ pub(super) fn substitute(
     ))
 }
 
-/// The operations that give a scalar input `f32[1]` another rank and dtype, and their result.
+/// The operations that convert a scalar input `f32[1]` to a rank and dtype, and their result.
 pub(super) fn adapt(
     input: TensorIr,
     rank: usize,

@@ -1,4 +1,4 @@
-//! What a closure takes and gives: batches, results, arguments of a scope.
+//! The tensors that a closure takes and returns: batches, results, and arguments of a scope.
 
 use std::marker::PhantomData;
 
@@ -8,27 +8,27 @@ use burn_ir::TensorId;
 use super::interface::{InputKind, KeptName};
 use super::kind::{self, Kind};
 
-/// One tensor inside of a [`Tensors`].
+/// A tensor in a [`Tensors`].
 #[derive(Clone, Debug)]
 pub struct Leaf {
-    /// What it is.
+    /// What the tensor stands for.
     pub kind: LeafKind,
     /// Its id in the recording; `None` for a tensor that is not recorded.
     pub id: Option<TensorId>,
 }
 
-/// What a tensor is that a closure gives.
+/// What a tensor that a closure returns stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LeafKind {
-    /// A result, with the name given by [`named`], by the key of a list, or by the position in a tuple under a name.
+    /// A result. Its name comes from [`named`], from the key in a list, or from the position in a named tuple.
     Result(Option<String>),
-    /// What a [`Kept`](super::Kept) tensor becomes.
+    /// The new value of a [`Kept`](super::Kept) tensor.
     Kept(KeptName),
 }
 
-/// A value made of tensors: a tensor, a tuple, a list, an option, or a named one.
+/// A value that consists of tensors: a tensor, a tuple, a list, an option, or a named value.
 ///
-/// Implement it for your own structures by visiting their fields.
+/// Implement it for your own structs by visiting their fields.
 pub trait Tensors {
     /// Appends every tensor, in a fixed order.
     fn leaves(&self, prefix: Option<&str>, out: &mut Vec<Leaf>);
@@ -36,12 +36,12 @@ pub trait Tensors {
 
 /// A value that describes the data of a step: only its shapes, dtypes and names matter.
 ///
-/// `#[derive(tpc::Batch)]` implements it, and [`BatchData`](super::BatchData), for a structure of tensors.
+/// `#[derive(tpc::Batch)]` implements this trait and [`BatchData`](super::BatchData) for a struct of tensors.
 pub trait Batch {
-    /// What the closure receives.
+    /// The value that the closure receives.
     type Tensors;
 
-    /// Declares the inputs and gives the tensors that stand for them.
+    /// Declares the inputs and returns the tensors that stand for them.
     fn record(&self, name: Option<&str>, inputs: &mut Inputs) -> Self::Tensors;
 }
 
@@ -67,7 +67,7 @@ pub fn named<T>(name: impl Into<String>, value: T) -> Named<T> {
     Named { name: name.into(), value }
 }
 
-/// The shape and dtype of an input, for programs that have no backend on which to make an example tensor.
+/// The shape and dtype of an input, for programs without a backend on which to create an example tensor.
 #[derive(Clone, Debug)]
 pub struct Spec<const D: usize, K: Kind = Float> {
     shape: [usize; D],
@@ -76,7 +76,7 @@ pub struct Spec<const D: usize, K: Kind = Float> {
 }
 
 impl<const D: usize, K: Kind> Spec<D, K> {
-    /// An input of this shape and dtype.
+    /// An input of the given shape and dtype.
     pub fn new(shape: [usize; D], dtype: DType) -> Self {
         Self { shape, dtype, kind: PhantomData }
     }
@@ -104,7 +104,7 @@ impl Inputs {
         Self { device, tracked, declared: Vec::new() }
     }
 
-    /// Declares one input; without a name it is `input0`, `input1`, … by position.
+    /// Declares one input. An input without a name is called `input0`, `input1`, … by position.
     pub fn tensor<const D: usize, K: Kind>(
         &mut self,
         name: Option<&str>,
@@ -115,7 +115,7 @@ impl Inputs {
         self.declare(InputKind::Data { name }, shape, dtype)
     }
 
-    /// Declares one input of a kind.
+    /// Declares one input of the given kind.
     pub(super) fn declare<const D: usize, K: Kind>(
         &mut self,
         kind: InputKind,
@@ -127,19 +127,19 @@ impl Inputs {
             id: kind::id(&tensor),
             kind,
             shape: shape.to_vec(),
-            // burn gives every boolean tensor the storage of its device, whatever was asked for.
+            // burn gives every boolean tensor the storage type of its device, whatever was requested.
             dtype: tensor.dtype(),
         });
         if self.tracked { K::track(tensor) } else { tensor }
     }
 }
 
-/// The name of an element of a tuple or list: none if that has none.
+/// The name of an element of a tuple or list; `None` if the tuple or list has no name.
 pub(super) fn nested(prefix: Option<&str>, index: usize) -> Option<String> {
     prefix.map(|prefix| format!("{prefix}.{index}"))
 }
 
-/// The name of a field of a structure, which has the name that is given or none: `inner.field`, `field`.
+/// The name of a field of a struct: `inner.field`, or `field` if the struct has no name.
 pub fn field_name(structure: Option<&str>, field: &str) -> String {
     structure.map_or_else(|| field.to_owned(), |structure| format!("{structure}.{field}"))
 }
@@ -252,7 +252,7 @@ macro_rules! tuple {
         }
     };
 }
-/// Invokes a macro for the tuples of one to six elements, with their types and positions.
+/// Invokes a macro for tuples of one to six elements, with the types and positions of the elements.
 macro_rules! for_tuples {
     ($tuple:ident) => {
         $tuple!(A 0);
@@ -266,7 +266,7 @@ macro_rules! for_tuples {
 pub(super) use for_tuples;
 for_tuples!(tuple);
 
-/// What a training closure returns: the loss, alone or with further outputs.
+/// The result of a training closure: the loss, optionally with further outputs.
 pub trait Loss {
     /// The further outputs.
     type Outputs: Tensors;

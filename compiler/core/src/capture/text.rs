@@ -1,4 +1,4 @@
-//! A stable text of a captured graph, for tests and for reading.
+//! A stable text form of a captured graph, for tests and human readers.
 
 use std::fmt::Write;
 
@@ -14,7 +14,7 @@ use super::operation;
 impl Captured {
     /// One line for each input, operation, output and scope.
     ///
-    /// Equal captures have equal texts, in every process. Constants show their type only.
+    /// Equal captures have equal texts in every process. Of constants, only the type is shown.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         for input in &self.inputs {
@@ -68,7 +68,7 @@ fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
     writeln!(text, "{line}").expect("writing to a string cannot fail");
 }
 
-/// `%5 = NumericFloat.MulScalar %4 rhs=0.5 : f32[2, 3]`.
+/// Formats an operation: `%5 = NumericFloat.MulScalar %4 rhs=0.5 : f32[2, 3]`.
 fn operation_text(op: &OperationIr) -> String {
     let list = |tensors: &mut dyn Iterator<Item = &TensorIr>, show: fn(&TensorIr) -> String| {
         tensors.map(show).collect::<Vec<_>>().join(", ")
@@ -85,7 +85,7 @@ fn operation_text(op: &OperationIr) -> String {
     format!("{results} = {}{operands}{attributes} : {types}", operation::name(op))
 }
 
-/// Appends ` name=value` for every field that is no tensor, by name.
+/// Appends ` name=value` for every field that is not a tensor, sorted by name.
 fn collect(value: &Value, name: Option<&str>, out: &mut String) {
     match value {
         Value::Object(fields) if fields.contains_key("status") => {}
@@ -93,12 +93,12 @@ fn collect(value: &Value, name: Option<&str>, out: &mut String) {
             let mut sorted: Vec<_> = fields.iter().collect();
             sorted.sort_by_key(|(field, _)| *field);
             for (field, value) in sorted {
-                // Variants are capitalized; only fields name an attribute.
+                // Names of variants are capitalized; only the names of fields are names of attributes.
                 let named = field.starts_with(char::is_lowercase);
                 collect(value, if named { Some(field) } else { name }, out);
             }
         }
-        // The dtype next to a variant repeats that of the result; a list of tensors is the operands.
+        // The dtype next to a variant repeats that of the result. A list of tensors holds the operands.
         Value::Array(items) if name.is_none() => items.iter().for_each(|item| collect(item, None, out)),
         Value::Array(items) if items.iter().any(|item| item.get("status").is_some()) => {}
         Value::Null => {}

@@ -1,4 +1,4 @@
-//! One parameter update, reduced to what must agree between steps, learning rates and parameters.
+//! The update of one parameter, reduced to the properties that must agree across steps, learning rates and parameters.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use super::operation;
 /// The operations of one update.
 #[derive(Clone, Debug)]
 pub(super) struct Trace {
-    /// Name and wiring of every operation; shapes and scalars are left out.
+    /// The name and the operands of every operation, without shapes and scalars.
     pub(super) skeleton: Vec<String>,
     pub(super) sites: Vec<Site>,
 }
@@ -17,13 +17,13 @@ pub(super) struct Trace {
 /// A scalar in an update.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Site {
-    pub(super) at: Place,
+    pub(super) at: ScalarIndex,
     pub(super) value: f64,
 }
 
-/// Where a scalar is: position of the operation in the update, position of the scalar in the operation.
+/// The position of a scalar: the index of the operation in the update, and that of the scalar in the operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(super) struct ScalarIndex {
     pub(super) operation: usize,
     pub(super) slot: usize,
 }
@@ -35,23 +35,23 @@ impl Trace {
         for (position, op) in operations.iter().enumerate() {
             let mut line = operation::name(op);
             for tensor in op.inputs() {
-                // Not by name: at step 2 of AMSGrad, two states are still one tensor.
+                // Inputs are not distinguished: at step 2 of AMSGrad, two states are still the same tensor.
                 line.push_str(names.get(&tensor.id).map_or(" in", String::as_str));
             }
             for (index, tensor) in op.outputs().enumerate() {
                 names.insert(tensor.id, format!(" %{position}.{index}"));
             }
             trace.skeleton.push(line);
-            let site = |(slot, scalar)| Site { at: Place { operation: position, slot }, value: number(scalar) };
+            let site = |(slot, scalar)| Site { at: ScalarIndex { operation: position, slot }, value: number(scalar) };
             trace.sites.extend(operation::scalars(op).into_iter().enumerate().map(site));
         }
         trace
     }
 
-    /// Pairs the scalars of two updates that end in the same operations, from the end backwards.
+    /// Pairs the scalars of two updates that end with the same operations.
     ///
-    /// A first update starts its states in its own way and then proceeds as every later one.
-    pub(super) fn align(&self, other: &Trace) -> HashMap<Place, Place> {
+    /// A first update creates its states differently and then proceeds like every later one.
+    pub(super) fn align(&self, other: &Trace) -> HashMap<ScalarIndex, ScalarIndex> {
         let head = |line: &String| line.split(' ').next().unwrap_or_default().to_owned();
         let mine = self.skeleton.iter().rev().map(head);
         let theirs = other.skeleton.iter().rev().map(head);
@@ -59,12 +59,12 @@ impl Trace {
         let (from, to) = (self.skeleton.len() - common, other.skeleton.len() - common);
         let pair = |site: &Site| {
             let operation = site.at.operation.checked_sub(from)? + to;
-            Some((site.at, Place { operation, ..site.at }))
+            Some((site.at, ScalarIndex { operation, ..site.at }))
         };
         self.sites.iter().filter_map(pair).collect()
     }
 
-    pub(super) fn value(&self, at: Place) -> Option<f64> {
+    pub(super) fn value(&self, at: ScalarIndex) -> Option<f64> {
         self.sites.iter().find(|site| site.at == at).map(|site| site.value)
     }
 }

@@ -1,18 +1,21 @@
-//! Which parameters are gathered together where they are sharded over a data axis: the units of a model.
+//! The units of a model: the groups of parameters that are gathered together if they are sharded over a data axis.
 //!
-//! A unit is what a user of PyTorch gives to `fully_shard`: a block of the model, small enough that few of them fit beside
-//! each other, and large enough for one collective. It follows from the module tree, whatever its modules are called:
+//! A unit is what a user of PyTorch passes to `fully_shard`: a block of the model, small enough that several fit in
+//! memory at once, and large enough for a collective of its own. Units follow from the module tree, independently of
+//! the names of modules:
 //!
-//! - Where the model has lists of blocks (elements of a `Vec`, an array or a tuple that hold modules themselves), each
-//!   element is a unit: a layer of a transformer. An element that consists of nothing but such lists, a stage of a ResNet,
-//!   is divided in turn. One that holds anything beside its list, such as the attention and the router of a layer with a
+//! - If the model has lists of blocks (elements of a `Vec`, an array or a tuple that contain modules), each element is
+//!   a unit, such as a layer of a transformer. An element that consists only of such lists, such as a stage of a
+//!   ResNet, is divided in turn. An element that contains anything else, such as a layer with attention, a router and a
 //!   list of experts, is one unit.
-//! - Where it has none, the outermost modules that hold modules are units: the encoders of a model of two. If there is
-//!   only one of them it is divided in turn. Elements of a list of plain layers are also units.
-//! - Everything else belongs to the model as a whole: embeddings, the last norm, heads. It is gathered once and kept.
+//! - Otherwise, the outermost modules that contain modules are units, such as the encoders of a model with two
+//!   encoders. If there is only one such module, it is divided in turn. Elements of a list of plain layers are also
+//!   units.
+//! - Everything else belongs to the model as a whole: embeddings, the last norm, heads. These parameters are gathered
+//!   once and kept.
 //!
-//! A `Param` in a list is a part of the module that holds the list, what an adapter adds to a parameter is a part of the
-//! module that holds the parameter, and a variant of an enumeration is the module inside.
+//! A `Param` in a list belongs to the module that contains the list, the parameters of an adapter belong to the module
+//! that contains the adapted parameter, and a variant of an enum stands for the module inside.
 //!
 //! ```text
 //! { embedding, layers: [{ attn, mlp }, { attn, mlp }], norm, head }    layers.0, layers.1
@@ -22,15 +25,15 @@
 
 use super::position::{container, is_list};
 
-/// The kind of a module, which burn names when it enters something that the module holds.
+/// The kind of a module, which burn reports when a visitor enters a field of the module.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 enum Kind {
-    /// A parameter, or a module that holds nothing.
+    /// A parameter, or an empty module.
     #[default]
     Single,
     Structure,
     List,
-    /// An enumeration: it holds the module of its variant.
+    /// An enum, which contains the module of its variant.
     Choice,
     /// A parameter with an adapter.
     Adapted,
@@ -47,7 +50,7 @@ impl Kind {
     }
 }
 
-/// A module with the parameters that it holds itself, by number, and the modules in it that hold any.
+/// A module with the parameters that it holds directly, by number, and the modules in it that contain parameters.
 #[derive(Debug, Default)]
 struct Node {
     kind: Kind,
@@ -55,10 +58,10 @@ struct Node {
     modules: Vec<Node>,
 }
 
-/// The modules of a model, as a visitor meets them.
+/// The module tree of a model, as built by a visitor.
 #[derive(Debug)]
 pub(super) struct ModuleTree {
-    /// The model, and the modules that were entered and not left.
+    /// The model, and the modules that have been entered and not left.
     open: Vec<Node>,
 }
 
@@ -69,7 +72,7 @@ impl Default for ModuleTree {
 }
 
 impl ModuleTree {
-    /// Enters something that a module of that type holds.
+    /// Enters a field of a module of the given type.
     pub(super) fn enter(&mut self, container_type: &str) {
         if let Some(holder) = self.open.last_mut() {
             holder.kind = Kind::of(container_type);
@@ -77,19 +80,19 @@ impl ModuleTree {
         self.open.push(Node::default());
     }
 
-    /// Leaves what was entered last.
+    /// Leaves the field that was entered last.
     pub(super) fn exit(&mut self) {
         if let Some(held) = self.open.pop()
             && let Some(holder) = self.open.last_mut()
         {
-            holder.takes(held);
+            holder.add(held);
         }
     }
 
-    /// Meets a parameter of that number.
+    /// Adds a parameter, given by its number, to the current module.
     pub(super) fn parameter(&mut self, number: usize) {
-        if let Some(place) = self.open.last_mut() {
-            place.parameters.push(number);
+        if let Some(module) = self.open.last_mut() {
+            module.parameters.push(number);
         }
     }
 
@@ -104,13 +107,13 @@ impl ModuleTree {
 }
 
 impl Node {
-    fn takes(&mut self, mut held: Node) {
-        let is_part = match held.kind {
+    fn add(&mut self, mut held: Node) {
+        let joins_holder = match held.kind {
             Kind::Single | Kind::Adapted => true,
             Kind::List => held.modules.is_empty(),
             Kind::Structure | Kind::Choice => false,
         };
-        if is_part {
+        if joins_holder {
             self.parameters.extend(held.all());
         } else if held.kind == Kind::Choice && held.parameters.is_empty() {
             self.modules.append(&mut held.modules);
@@ -137,13 +140,13 @@ impl Node {
         self.is_list_of_blocks() || self.modules.iter().any(Node::has_list_of_blocks)
     }
 
-    /// Whether all parameters are those of blocks in lists.
+    /// Whether all parameters belong to blocks in lists.
     fn consists_of_lists(&self) -> bool {
         let inside = || self.holds_modules() && self.modules.iter().all(Node::consists_of_lists);
         self.parameters.is_empty() && (self.is_list_of_blocks() || inside())
     }
 
-    /// Adds the units of a module that is none itself.
+    /// Adds the units in a module that is not itself a unit.
     fn divide(&self, units: &mut Vec<Vec<usize>>) {
         if self.is_list_of_blocks() {
             for element in &self.modules {
@@ -172,8 +175,8 @@ impl Node {
 mod tests {
     use super::*;
 
-    /// A model in short: a letter is a parameter, `{}` a structure, `[]` a list, `<>` an enumeration, `()` a parameter with
-    /// an adapter.
+    /// The units of a model in a short notation: a letter is a parameter, `{}` a struct, `[]` a list, `<>` an enum,
+    /// `()` a parameter with an adapter.
     fn units(model: &str) -> Vec<String> {
         let letters: Vec<char> = model.chars().filter(|c| c.is_alphabetic()).collect();
         let mut tree = ModuleTree::default();
@@ -213,16 +216,16 @@ mod tests {
 
     #[test]
     fn blocks_of_a_list() {
-        // Embedding, layers, norm, head; the list in a module of the model, beside others that hold modules.
+        // Embedding, layers, norm, head; then a list in an inner module, next to other modules that contain modules.
         assert_eq!(units("{ {a} [ {{b}{cd}} {{e}{fg}} ] {h} {i} }"), ["bcd", "efg"]);
         assert_eq!(units("{ { {{a}{b}{c}} { [ {{d}{e}} {{f}{g}} ] } } { {{h}{i}} j } }"), ["de", "fg"]);
-        // Two lists; an element of another kind; parameters of an element itself.
+        // Two lists, a different element, and parameters directly in an element.
         assert_eq!(units("{ [ {{a}b} {{c}d} ] {e} { [ {{f}} {g} ] } }"), ["ab", "cd", "f", "g"]);
     }
 
     #[test]
     fn lists_in_elements_of_lists() {
-        // Stages of blocks; a stage with a layer of its own; layers with experts; lists of lists.
+        // Stages of blocks, a stage with a layer of its own, layers with experts, lists of lists.
         assert_eq!(units("{ {a} [ { [ {{b}{c}} {{d}{e}} ] } { [ {{f}} ] } ] {g} }"), ["bc", "de", "f"]);
         assert_eq!(units("{ {a} [ { {x} [ {{b}{c}} {{d}{e}} ] } { [ {{f}} ] } ] {g} }"), ["xbcde", "f"]);
         assert_eq!(units("{ [ { {a} {r} [ {{b}{c}} {{d}{e}} ] } { {f} {s} [ {{g}} {{h}} ] } ] }"), ["arbcde", "fsgh"]);
@@ -234,21 +237,21 @@ mod tests {
     #[test]
     fn models_without_lists_of_blocks() {
         assert_eq!(units("{ {a} {{b}{c}} {{d}{e}} {f} }"), ["bc", "de"]);
-        // In a module around them; a single one; plain layers alone.
+        // Inside another module, a single block, and only plain layers.
         assert_eq!(units("{ { {{a}{b}} {{c}{d}} e } {f} }"), ["ab", "cd"]);
         assert_eq!(units("{ {{a}{b}} {c} }"), ["ab"]);
         assert_eq!(units("{ { {{a}{b}} } {c} }"), ["ab"]);
         assert_eq!(units("{ {a} {b} c }"), Vec::<String>::new());
-        // Lists of plain layers, also beside other modules.
+        // Lists of plain layers, also next to other modules.
         assert_eq!(units("{ [ {ab} {cd} ] {e} }"), ["ab", "cd"]);
         assert_eq!(units("{ [ {a} {b} ] {{c}{d}} {e} }"), ["a", "b", "cd"]);
-        // A list inside of a module is a part of it where there are several.
+        // A list inside one of several modules belongs to that module.
         assert_eq!(units("{ { [ {a} {b} ] {c} } { [ {d} {e} ] } }"), ["abc", "de"]);
     }
 
     #[test]
-    fn what_is_no_module_of_its_own() {
-        // Parameters in a list; adapters; variants.
+    fn modules_that_do_not_count() {
+        // Parameters in a list, adapters, and variants.
         assert_eq!(units("{ [ a b ] {c} }"), Vec::<String>::new());
         assert_eq!(units("{ { [ab] c {d} } { {e} } }"), ["abcd", "e"]);
         assert_eq!(units("{ [ <{{a}{b}}> <{c}> ] }"), ["ab", "c"]);

@@ -1,14 +1,14 @@
-//! Batches that hold data, and results that are given back with values.
+//! Batches that hold data, and results that are returned with values.
 //!
-//! A capture needs shapes only ([`Batch`], [`Tensors`]). What is executed needs the tensors of a batch by name, and makes
-//! tensors of what comes back.
+//! A capture needs only shapes ([`Batch`], [`Tensors`]). An execution needs the tensors of a batch by name, and turns
+//! the returned data into tensors.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::kind::Kind;
 use super::tensors::{Batch, Named, Tensors, for_tuples, nested};
 
-/// A batch that holds the data of a step: what `#[derive(tpc::Batch)]` makes of a structure of tensors.
+/// A batch that holds the data of a step. `#[derive(tpc::Batch)]` implements this trait for a struct of tensors.
 pub trait BatchData: Batch {
     /// Shows every tensor that [`Batch::record`] declares, in the same order and under the same names.
     fn show<'batch>(&'batch self, name: Option<&str>, fields: &mut BatchFields<'batch>);
@@ -37,7 +37,8 @@ impl<'batch> BatchFields<'batch> {
         fields
     }
 
-    /// Shows one tensor; without a name it is `input0`, `input1`, … by position. It is read only if the program reads it.
+    /// Shows one tensor. A tensor without a name is called `input0`, `input1`, … by position. Its data is read only if
+    /// the program reads it.
     pub fn tensor<const D: usize, K: Kind>(&mut self, name: Option<&str>, tensor: &'batch Tensor<D, K>) {
         self.list.push(BatchField {
             name: name.map_or_else(|| format!("input{}", self.list.len()), str::to_owned),
@@ -50,7 +51,7 @@ impl<'batch> BatchFields<'batch> {
 }
 
 impl BatchField<'_> {
-    /// The tensor's elements.
+    /// Reads the elements of the tensor.
     pub(crate) fn read(&self) -> Result<TensorData, String> {
         (self.read)()
     }
@@ -94,17 +95,17 @@ impl BatchData for () {
     fn show<'batch>(&'batch self, _: Option<&str>, _: &mut BatchFields<'batch>) {}
 }
 
-/// Results of a closure that are given back with values.
+/// Results of a closure that can be returned with values.
 pub trait Results: Tensors {
-    /// The same with values on the caller's device; names are gone.
+    /// The same results with values on the caller's device, without names.
     type Values;
-    /// Its structure without the tensors: which options are present, and how long each list is.
+    /// The structure of the results without the tensors: which options are present, and the length of each list.
     type Form: 'static;
 
-    /// Its form.
+    /// The form of these results.
     fn form(&self) -> Self::Form;
 
-    /// Puts the values together, in the order of [`Tensors::leaves`].
+    /// Assembles the results from values in the order of [`Tensors::leaves`].
     fn restore(form: &Self::Form, values: &mut ResultValues) -> Self::Values;
 }
 
@@ -122,7 +123,7 @@ impl ResultValues {
     /// The next tensor.
     ///
     /// # Panics
-    /// If there is none, or it has another rank: the form is that of other results.
+    /// If there is none or its rank differs, because the form belongs to other results.
     pub fn tensor<const D: usize, K: Kind>(&mut self) -> Tensor<D, K> {
         let data = self.values.next().expect("there is a value for every tensor of the form");
         K::with_data(data, &self.device)

@@ -204,7 +204,7 @@ impl DecoderConfig {
         match facts.windows {
             Windows::None => {}
             Windows::Everywhere { .. } => value["sliding_window"] = json!(self.sliding_window()),
-            Windows::Asked => {
+            Windows::OnRequest => {
                 value["sliding_window"] = json!(self.sliding_window());
                 value["use_sliding_window"] = json!(self.sliding_window().is_some());
                 value["layer_types"] = types();
@@ -241,7 +241,7 @@ fn windows(keys: &Keys, facts: &Facts, layers: usize) -> Result<Vec<Option<usize
     match facts.windows {
         Windows::None => Ok(vec![None; layers]),
         Windows::Everywhere { default } => Ok(vec![given(default)?; layers]),
-        Windows::Asked => {
+        Windows::OnRequest => {
             let window = match keys.bool_or("use_sliding_window", false)? {
                 true => given(Some(4096))?,
                 false => None,

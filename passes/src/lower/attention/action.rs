@@ -1,45 +1,45 @@
-//! The action of one rank.
+//! The action that one rank executes for an attention.
 
 use super::Attention;
 use super::expression::{Expression, instructions};
-use super::strand::{Place, Strand};
-use tpc_ir::attention::{self as ir, Operand};
+use super::operand::{Dim, Operand};
+use tpc_ir::attention as ir;
 use tpc_ir::program::View;
 use tpc_ir::{DType, Graph, Type, Value};
 
-/// Elements of a block of rows that devices without fast memory of their own take at a time: 2 MiB.
+/// The greatest number of elements in a block of rows, 2 MiB, on devices without fast memory of their own.
 const TILE: usize = 1 << 19;
-/// Rows of a block, at least and at most. More rows read key and value less often, fewer skip more of a mask
-/// (`runtime/examples/kernels.rs attention` measures it).
+/// The smallest and the greatest number of rows of a block. With more rows, key and value are read less often; with
+/// fewer, more of a mask is skipped. `runtime/examples/kernels.rs attention` measures it.
 const ROWS: (usize, usize) = (32, 64);
 
-/// Buffers of a pair of forward and backward kernel.
+/// The numbers of each row that the forward kernel leaves to the backward kernel.
 pub(crate) struct Stats {
     pub(crate) max: View,
     pub(crate) sum: View,
 }
 
-/// What an emitter of one rank knows.
+/// The graph and its memory on one rank.
 pub(crate) struct Rank<'a> {
     pub(crate) graph: &'a Graph,
-    /// Where a value lies.
+    /// The view of a value.
     pub(crate) view: &'a dyn Fn(Value) -> View,
-    /// First global index of each dimension of a type's box.
+    /// The first global index in each dimension of the box of a type.
     pub(crate) offsets: &'a dyn Fn(&Type) -> Vec<usize>,
 }
 
 impl Attention {
-    /// Whether it is the backward half.
+    /// Whether this is the backward half.
     pub(crate) fn is_backward(&self) -> bool {
         self.backward.is_some()
     }
 
-    /// What forward and backward half have in common.
+    /// The node that identifies the pair of a forward and a backward half.
     pub(crate) fn pair(&self) -> petgraph::graph::NodeIndex {
         self.product
     }
 
-    /// What others read.
+    /// The values that other kernels read.
     pub(crate) fn results(&self) -> Vec<Value> {
         match &self.backward {
             None => vec![self.out.value],
@@ -47,35 +47,37 @@ impl Attention {
         }
     }
 
-    /// The values that the action's operands are, in the order of [`ir::Attention::operands`].
+    /// The values of the operands, in the order of [`ir::Attention::operands`].
     pub(crate) fn operands(&self) -> Vec<Value> {
         let forward = [&self.query, &self.key, &self.value];
         let backward = self.backward.iter().flat_map(|b| [&self.out, &b.grad_out]);
         forward.into_iter().chain(backward).map(|s| s.value).collect()
     }
 
-    /// f32 or f64.
+    /// The element type of scores: f32 or f64.
     pub(crate) fn real(&self) -> DType {
         self.real
     }
 
-    /// Dimensions of the first product's result in the order of the action, but the columns; none is a single row.
+    /// The dimensions of the result of the first product in the order of the action, except the columns. `None` stands
+    /// for a single row.
     pub(crate) fn row_dims(&self) -> Vec<Option<usize>> {
         self.batch.iter().map(|&d| Some(d)).chain([self.rows]).collect()
     }
 
-    /// Elements of the gradients that are summed in a wider type than they have, see [`ir::Backward::sums`].
+    /// The number of elements of the gradients that are summed in a wider type than their own; see
+    /// [`ir::Backward::sums`].
     pub(crate) fn summed(&self, graph: &Graph, product: &[usize], shape: &dyn Fn(&Type) -> Vec<usize>) -> usize {
         let Some(b) = &self.backward else { return 0 };
         let common = |d: usize| product[d] == 1 || [&self.query, &self.key, &self.value].iter().all(|s| s.has(d));
-        let narrow = |s: &&Strand| graph.ty(s.value).dtype != self.real;
-        let of = |s: &Strand| -> usize {
-            let counts = |p: &Place| match p {
-                Place::Score(d) => !self.batch.contains(d) || !common(*d),
-                Place::Own(_) => true,
+        let narrow = |s: &&Operand| graph.ty(s.value).dtype != self.real;
+        let of = |s: &Operand| -> usize {
+            let counts = |p: &Dim| match p {
+                Dim::Score(d) => !self.batch.contains(d) || !common(*d),
+                Dim::Own(_) => true,
             };
             let sizes = shape(graph.ty(s.value));
-            s.places.iter().zip(sizes).filter(|(p, _)| counts(p)).map(|(_, n)| n).product()
+            s.dims.iter().zip(sizes).filter(|(p, _)| counts(p)).map(|(_, n)| n).product()
         };
         let all = [&b.grad_query, &b.grad_key, &b.grad_value];
         all.into_iter().flatten().filter(narrow).map(of).sum()
@@ -86,14 +88,14 @@ impl Attention {
     }
 }
 
-/// Rows and columns of the scratch for blocks of rows.
+/// The rows and columns of the scratch memory for a block of rows.
 pub(crate) fn tile(rows: usize, columns: usize) -> (usize, usize) {
     let fits = (TILE / columns.max(1)).clamp(ROWS.0, ROWS.1);
     (fits.min(rows), columns)
 }
 
-/// The action: `product` is the local shape of the first product; of the backward half, `room` is that for delta and
-/// sums.
+/// The action on one rank. `product` is the local shape of the first product; `room` is the scratch memory of the
+/// backward half for `delta` and `sums`.
 pub(crate) fn action(
     a: &Attention,
     rank: &Rank<'_>,
@@ -103,31 +105,31 @@ pub(crate) fn action(
     room: Option<[View; 2]>,
 ) -> ir::Attention {
     let order: Vec<Option<usize>> = a.row_dims().into_iter().chain([Some(a.columns)]).collect();
-    let place = |d: usize| order.iter().position(|o| *o == Some(d)).expect("every dimension has a place");
+    let position = |d: usize| order.iter().position(|o| *o == Some(d)).expect("every dimension has a position");
     let dims: Vec<usize> = order.iter().map(|d| d.map_or(1, |d| product[d])).collect();
-    let own = |s: &Strand| s.places.iter().filter(|p| matches!(p, Place::Own(_))).count();
-    let extents = |s: &Strand| {
+    let own = |s: &Operand| s.dims.iter().filter(|p| matches!(p, Dim::Own(_))).count();
+    let extents = |s: &Operand| {
         let view = (rank.view)(s.value);
         let mut sizes = vec![1; own(s)];
-        for (p, &n) in s.places.iter().zip(&view.shape) {
-            if let Place::Own(o) = p {
+        for (p, &n) in s.dims.iter().zip(&view.shape) {
+            if let Dim::Own(o) = p {
                 sizes[*o] = n;
             }
         }
         sizes
     };
-    let operand = |s: &Strand| {
+    let operand = |s: &Operand| {
         let view = (rank.view)(s.value);
-        let mut all = Operand { dims: vec![0; order.len()], own: vec![0; own(s)], view };
-        for (p, &stride) in s.places.iter().zip(&all.view.strides) {
+        let mut all = ir::Operand { dims: vec![0; order.len()], own: vec![0; own(s)], view };
+        for (p, &stride) in s.dims.iter().zip(&all.view.strides) {
             match p {
-                Place::Score(d) => all.dims[place(*d)] += stride,
-                Place::Own(o) => all.own[*o] += stride,
+                Dim::Score(d) => all.dims[position(*d)] += stride,
+                Dim::Own(o) => all.own[*o] += stride,
             }
         }
         all
     };
-    let body = |e: &Expression| instructions(e, rank.graph, order.len(), &place, rank.view, rank.offsets);
+    let body = |e: &Expression| instructions(e, rank.graph, order.len(), &position, rank.view, rank.offsets);
     let backward = a.backward.as_ref().zip(room).map(|(b, [delta, sums])| ir::Backward {
         grad_out: operand(&b.grad_out),
         gradient: b.gradient.as_ref().map(body).unwrap_or_default(),

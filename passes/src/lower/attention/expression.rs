@@ -1,8 +1,8 @@
-//! The bodies of an attention: what happens to one score, as a list of terms over the dimensions of the scores.
+//! The bodies of an attention: the computation of one score, as a list of terms over the dimensions of the scores.
 //!
-//! A body is the same on all ranks; [`instructions`] gives it the strides and offsets of one. What has both rows and
-//! columns and is made element by element (masks, random numbers) is made again here, so it is never in memory
-//! as a whole; everything else is loaded.
+//! A body is the same on all ranks; [`instructions`] adds the strides and offsets of one rank. Elementwise values that
+//! have both rows and columns (masks, random numbers) are recomputed in the body, so they are never in memory as a
+//! whole. Everything else is loaded.
 
 use std::collections::{BTreeMap, HashMap};
 use tpc_ir::op::Distribution;
@@ -11,10 +11,10 @@ use tpc_ir::{DType, Graph, MapFn, Op, Scalar, Type, Value};
 
 use petgraph::graph::NodeIndex;
 
-/// Maps deeper than this are loaded.
+/// The greatest depth of recomputed maps. Deeper ones are loaded.
 const DEEPEST: usize = 24;
 
-/// One term; operands are positions of earlier terms.
+/// One term. Its operands are the positions of earlier terms.
 #[derive(Clone, Debug, PartialEq)]
 enum Term {
     Given(usize),
@@ -25,27 +25,27 @@ enum Term {
     Map { f: MapFn, args: Vec<usize> },
 }
 
-/// A body: terms with their element types; the last is the result.
+/// A body: terms with their element types. The last one is the result.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Expression {
     terms: Vec<(Term, DType)>,
 }
 
-/// Where the making of a body stops, and what it is made of.
+/// Builds bodies from the nodes of a graph.
 pub(super) struct Making<'a> {
     pub(super) graph: &'a Graph,
-    /// Nodes that the action around computes.
+    /// The nodes that the action provides to the body, with their numbers.
     pub(super) given: BTreeMap<NodeIndex, usize>,
-    /// Nodes that are part of the action and made again.
+    /// Whether a node belongs to the action, so that the body must compute it.
     pub(super) inside: &'a dyn Fn(NodeIndex) -> bool,
-    /// The dimensions of the scores that rows and columns run along.
+    /// The dimensions of the scores for rows and columns. A value that has all of them is recomputed if possible.
     pub(super) spanned: Vec<usize>,
-    /// The type of everything that is computed.
+    /// The element type of computed values.
     pub(super) real: DType,
 }
 
 impl Expression {
-    /// What is loaded, and what is made here though other nodes define it.
+    /// The values that the body loads.
     pub(super) fn loads(&self) -> impl Iterator<Item = Value> + '_ {
         self.terms.iter().filter_map(|(term, _)| match term {
             Term::Load { value, .. } => Some(*value),
@@ -64,8 +64,8 @@ impl Making<'_> {
         if dtype.is_float() && dtype != DType::F64 { self.real } else { dtype }
     }
 
-    /// The body that makes `root`, whose dimensions are `dims` of the scores. `made` gets the nodes that it makes
-    /// again.
+    /// The body that computes `root`, whose dimensions are the dimensions `dims` of the scores. Adds the nodes that it
+    /// recomputes to `made`.
     pub(super) fn body(&self, root: Value, dims: &[usize], made: &mut Vec<NodeIndex>) -> Option<Expression> {
         let mut expression = Expression::default();
         let mut known = HashMap::new();
@@ -73,7 +73,7 @@ impl Making<'_> {
         Some(expression)
     }
 
-    /// The product of powers of values, times a factor.
+    /// The body that computes a product of powers of values, times a factor.
     pub(super) fn product<'b>(
         &self,
         factors: impl Iterator<Item = (&'b Value, &'b Vec<usize>, i32)>,
@@ -150,13 +150,13 @@ impl Making<'_> {
     }
 }
 
-/// The body on one rank: `place` is where each dimension of the scores stands in the action, of `rank` dimensions;
-/// `view` where a value lies; `local` the offsets of a type's box.
+/// The instructions of a body on one rank. `position` maps a dimension of the scores to that of the action, which has
+/// `rank` dimensions; `view` gives the view of a value, and `offsets` those of the box of a type.
 pub(super) fn instructions(
     expression: &Expression,
     graph: &Graph,
     rank: usize,
-    place: &dyn Fn(usize) -> usize,
+    position: &dyn Fn(usize) -> usize,
     view: &dyn Fn(Value) -> View,
     offsets: &dyn Fn(&Type) -> Vec<usize>,
 ) -> Vec<Instruction> {
@@ -166,13 +166,13 @@ pub(super) fn instructions(
             Term::Given(index) => Instruction::Given { index: *index, dtype },
             Term::Constant(x) => Instruction::Constant(*x, dtype),
             Term::Index { value, dim } => {
-                Instruction::Index { dim: place(*dim), offset: offsets(graph.ty(*value))[0], dtype }
+                Instruction::Index { dim: position(*dim), offset: offsets(graph.ty(*value))[0], dtype }
             }
             Term::Load { value, dims } => {
                 let view = view(*value);
                 let mut strides = vec![0; rank];
                 for (&dim, &stride) in dims.iter().zip(&view.strides) {
-                    strides[place(dim)] += stride;
+                    strides[position(dim)] += stride;
                 }
                 Instruction::Load { view, strides }
             }
@@ -180,7 +180,7 @@ pub(super) fn instructions(
                 let ty = graph.ty(*value);
                 let global = dense_strides(&ty.shape);
                 let index = dims.iter().zip(offsets(ty)).zip(global);
-                let index = index.map(|((&d, offset), stride)| (place(d), offset, stride as usize)).collect();
+                let index = index.map(|((&d, offset), stride)| (position(d), offset, stride as usize)).collect();
                 let (distribution, stream, seed) = (*distribution, *stream, *seed);
                 Instruction::Random { distribution, stream, seed, index, dtype }
             }

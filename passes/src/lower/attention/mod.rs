@@ -1,57 +1,58 @@
-//! Finds attention: two products around a softmax, whose scores then are never in memory as a whole.
+//! Finds attention: two products around a softmax. As one kernel, it never has the matrix of scores in memory as a
+//! whole.
 //!
-//! Before: nine operations and five values of `[heads, rows, columns]`, forward alone.
+//! Before: nine operations and five values of `[heads, rows, columns]` in the forward pass alone.
 //! ```text
 //! %1 = einsum "hri,hci->hrc" %q, %k
 //! %2 = select %mask, -1e30, (mul %1, 0.125)
 //! %3 = reduce_max %2      %4 = exp (sub %2, %3)      %5 = reduce_sum %4
 //! %6 = einsum "hrc,hcw->hrw" (div %4, %5), %v
 //! ```
-//! After: one kernel that has `%6`, and for the backward pass one number for each row of `%3` and of `%5`.
+//! After: one kernel that computes `%6` and, for the backward pass, `%3` and `%5`, which have one number per row.
 //!
-//! **Forward**: from a product, its elementwise functions are followed; a maximum over one of its dimensions, the
-//! exponential of the difference and the sum make it a softmax, and a product with that, the columns being summed
-//! over, ends it. **Backward**: the same walk goes on. What is made of the exponentials, their sum and the
-//! gradient `grad_out · value` has a normal form (`polynomial.rs`); where it is `p · (g − Σ p · g)` the softmax ends, and
-//! elementwise functions of that lead to the products that give the gradients. In between nobody else may read a
-//! value; otherwise nothing is found and everything stays as it is. If the columns are sharded, the maximum is
-//! reduced over ranks before it is used, and nothing is found either.
+//! **Forward**: the walk begins at a product and follows its elementwise functions. A maximum over one dimension, the
+//! exponential of the difference, and the sum of exponentials are a softmax; a product of it that sums over the columns
+//! is the end. **Backward**: the walk continues. Everything that is computed from the exponentials, their sum and the
+//! gradient `grad_out · value` has a normal form (`polynomial.rs`). A value whose normal form is `p · (g − Σ p · g)` is
+//! the gradient of the score, and elementwise functions of it lead to the products that are the gradients of query and
+//! key. No other operation may read a value in between; otherwise the program is left as it is. The same holds if the
+//! columns are sharded, because the maximum is then reduced over ranks before it is used.
 //!
-//! All of this looks at global types only.
+//! The pass uses global types only.
 
 mod action;
 mod expression;
+mod operand;
 mod polynomial;
-mod strand;
 mod walk;
 
 pub(super) use action::{Rank, Stats, action, tile};
 
 use expression::{Expression, Making};
+use operand::Operand;
 use petgraph::graph::NodeIndex;
 use polynomial::Base;
 use std::collections::{BTreeSet, HashSet};
-use strand::Strand;
 use tpc_ir::{DType, Graph, Op, Value};
 use walk::Walk;
 
-/// What a kernel that is an attention does; dimensions are those of the first product's result.
+/// What an attention kernel computes. Dimensions are those of the result of the first product.
 #[derive(Clone, Debug)]
 pub struct Attention {
-    /// The first product: the pair of forward and backward kernel has it in common.
+    /// The first product, which identifies the pair of a forward and a backward kernel.
     product: NodeIndex,
-    /// Without rows and columns, in order.
+    /// The dimensions other than rows and columns, in order.
     batch: Vec<usize>,
-    /// Missing if there is a single row.
+    /// `None` if there is a single row.
     rows: Option<usize>,
     columns: usize,
-    query: Strand,
-    key: Strand,
-    value: Strand,
-    out: Strand,
+    query: Operand,
+    key: Operand,
+    value: Operand,
+    out: Operand,
     score: Expression,
     weight: Option<Expression>,
-    /// f32 or f64.
+    /// The element type of scores: f32 or f64.
     real: DType,
     /// Whether a backward kernel follows.
     keep: bool,
@@ -60,29 +61,29 @@ pub struct Attention {
 
 #[derive(Clone, Debug)]
 struct Backward {
-    grad_out: Strand,
+    grad_out: Operand,
     gradient: Option<Expression>,
-    grad_query: Option<Strand>,
-    grad_key: Option<Strand>,
-    grad_value: Option<Strand>,
+    grad_query: Option<Operand>,
+    grad_key: Option<Operand>,
+    grad_value: Option<Operand>,
 }
 
-/// A kernel that was found.
-pub(super) struct Part {
-    /// What it computes, in program order.
+/// An attention kernel that was found.
+pub(super) struct Match {
+    /// The nodes that it computes, in program order.
     pub(super) nodes: Vec<NodeIndex>,
-    /// Those that others read, in program order.
+    /// The nodes that other kernels read, in program order.
     pub(super) results: Vec<NodeIndex>,
-    /// Values that it reads.
+    /// The values that it reads.
     pub(super) reads: Vec<Value>,
     pub(super) attention: Attention,
 }
 
-/// All attention of a program.
+/// The attention kernels of a program.
 #[derive(Default)]
 pub(super) struct Found {
-    pub(super) parts: Vec<Part>,
-    /// Nodes that nobody needs in memory any more.
+    pub(super) matches: Vec<Match>,
+    /// Other nodes that are no longer needed in memory.
     pub(super) absorbed: HashSet<NodeIndex>,
 }
 
@@ -95,16 +96,16 @@ pub(super) fn find(graph: &Graph) -> Found {
         if !matches!(graph.node(product).op, Op::Einsum { .. }) || taken.contains(&product) {
             continue;
         }
-        let Some((parts, again)) = attention(graph, product) else { continue };
-        if parts.iter().flat_map(|p| &p.nodes).any(|n| taken.contains(n)) {
+        let Some((matches, recomputed)) = attention(graph, product) else { continue };
+        if matches.iter().flat_map(|p| &p.nodes).any(|n| taken.contains(n)) {
             continue;
         }
-        taken.extend(parts.iter().flat_map(|p| &p.nodes));
-        made.extend(again);
-        found.parts.extend(parts);
+        taken.extend(matches.iter().flat_map(|p| &p.nodes));
+        made.extend(recomputed);
+        found.matches.extend(matches);
     }
-    // What is made again inside is not needed outside if only attention reads it, which makes it again.
-    let read: HashSet<NodeIndex> = found.parts.iter().flat_map(|p| &p.reads).map(|v| v.node).collect();
+    // A node that the bodies recompute need not be in memory if only attention reads it.
+    let read: HashSet<NodeIndex> = found.matches.iter().flat_map(|p| &p.reads).map(|v| v.node).collect();
     for &node in made.iter().rev().filter(|n| !taken.contains(n) && !read.contains(n)) {
         let inside = graph.users(node).all(|(u, _)| taken.contains(&u) || found.absorbed.contains(&u));
         if inside && !graph.outputs.iter().any(|o| o.value.node == node) {
@@ -114,8 +115,8 @@ pub(super) fn find(graph: &Graph) -> Found {
     found
 }
 
-/// The kernels of the attention that starts with a product, and the nodes outside that they make again.
-fn attention(graph: &Graph, product: NodeIndex) -> Option<(Vec<Part>, Vec<NodeIndex>)> {
+/// The kernels of the attention that begins with a product, and the other nodes that they recompute.
+fn attention(graph: &Graph, product: NodeIndex) -> Option<(Vec<Match>, Vec<NodeIndex>)> {
     let walk = Walk::from(graph, product)?;
     let forward = walk.forward_nodes();
     let backward = walk.backward_nodes(&forward);
@@ -124,22 +125,22 @@ fn attention(graph: &Graph, product: NodeIndex) -> Option<(Vec<Part>, Vec<NodeIn
     let real = if double { DType::F64 } else { DType::F32 };
     let mut made = Vec::new();
     let first = forward_half(graph, &walk, real, !backward.is_empty(), &mut made)?;
-    let mut parts = vec![part(&forward, vec![first.out.value.node], first.clone())];
+    let mut matches = vec![matched(&forward, vec![first.out.value.node], first.clone())];
     if !backward.is_empty() {
         let half = backward_half(graph, &walk, &first, &mut made)?;
         let results = [&half.grad_query, &half.grad_key, &half.grad_value].into_iter().flatten();
         let mut results: Vec<NodeIndex> = results.map(|s| s.value.node).collect();
         results.sort_unstable();
-        let part = part(&backward, results, Attention { backward: Some(half), ..first });
-        // Everything it reads is there before anything it makes is read.
-        let first = *part.results.first()?;
-        if part.reads.iter().any(|v| v.node >= first) {
+        let second = matched(&backward, results, Attention { backward: Some(half), ..first });
+        // Everything that the kernel reads must be computed before any of its results is read.
+        let first = *second.results.first()?;
+        if second.reads.iter().any(|v| v.node >= first) {
             return None;
         }
-        parts.push(part);
+        matches.push(second);
     }
     made.retain(|n| !forward.contains(n) && !backward.contains(n));
-    Some((parts, made))
+    Some((matches, made))
 }
 
 fn forward_half(
@@ -190,7 +191,7 @@ fn backward_half(graph: &Graph, walk: &Walk<'_>, first: &Attention, made: &mut V
     Some(Backward { grad_out: walk.grad_out()?.clone(), gradient, grad_query, grad_key, grad_value })
 }
 
-fn part(nodes: &BTreeSet<NodeIndex>, results: Vec<NodeIndex>, attention: Attention) -> Part {
+fn matched(nodes: &BTreeSet<NodeIndex>, results: Vec<NodeIndex>, attention: Attention) -> Match {
     let a = &attention;
     let mut reads = vec![a.query.value, a.key.value, a.value.value];
     reads.extend(a.score.loads());
@@ -201,5 +202,5 @@ fn part(nodes: &BTreeSet<NodeIndex>, results: Vec<NodeIndex>, attention: Attenti
     }
     reads.sort_unstable();
     reads.dedup();
-    Part { nodes: nodes.iter().copied().collect(), results, reads, attention }
+    Match { nodes: nodes.iter().copied().collect(), results, reads, attention }
 }

@@ -1,31 +1,31 @@
-//! What a softmax's gradient is made of, in a normal form: sums of products of powers.
+//! A normal form for the gradient of a softmax: sums of products of powers.
 //!
-//! `p · (g − Σ p · g)` is written in many ways (burn's autodiff divides by the square of the sum). Two programs
-//! are the same function if their normal forms are: every value of a row is a polynomial, with negative powers,
-//! in the exponentials, their sum, the incoming gradient and what comes from elsewhere.
+//! `p · (g − Σ p · g)` can be written in many ways (burn's autodiff divides by the square of the sum). Every value of a
+//! row is a polynomial, with negative powers, in the exponentials, their sum, the incoming gradient and other values.
+//! Two programs compute the same function if their polynomials are equal.
 
 use std::collections::BTreeMap;
 use tpc_ir::Value;
 
-/// What is not taken apart.
+/// A variable of the polynomials.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Base {
     /// `exp(score − max)`.
     Exp,
-    /// The sum of these over the columns.
+    /// The sum of the exponentials over the columns.
     Sum,
     /// The gradient of the weighted probabilities: `grad_out · value`.
     Gradient,
     /// `Σ p · weight · gradient` over the columns.
     Inner,
-    /// Another value, and the dimension of the scores that each of its dimensions is.
+    /// Another value. Each of its dimensions is the given dimension of the scores.
     Other(Value, Vec<usize>),
 }
 
-/// Powers of bases.
+/// A product of powers.
 pub(super) type Monomial = BTreeMap<Base, i32>;
 
-/// A sum of monomials with their factors; none is 0.
+/// A sum of monomials with their coefficients, none of which is 0.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Polynomial(pub(super) BTreeMap<Monomial, f64>);
 
@@ -51,7 +51,7 @@ impl Polynomial {
     pub(super) fn plus(mut self, other: Polynomial) -> Self {
         for (monomial, factor) in other.0 {
             let sum = self.0.get(&monomial).copied().unwrap_or(0.0) + factor;
-            // What is left of a difference by rounding is nothing.
+            // A difference that is left by rounding counts as 0.
             if sum.abs() <= 1e-12 * factor.abs() {
                 self.0.remove(&monomial);
             } else {
@@ -71,7 +71,7 @@ impl Polynomial {
         all
     }
 
-    /// The single monomial, if it is one.
+    /// The monomial and its coefficient, if there is exactly one.
     pub(super) fn single(&self) -> Option<(&Monomial, f64)> {
         match self.0.len() {
             1 => self.0.iter().next().map(|(m, &f)| (m, f)),
@@ -79,13 +79,13 @@ impl Polynomial {
         }
     }
 
-    /// One over it, if it is a single monomial.
+    /// The reciprocal, if there is exactly one monomial.
     pub(super) fn reciprocal(&self) -> Option<Self> {
         let (monomial, factor) = self.single()?;
         Some(Polynomial::of(product(&Monomial::new(), monomial, -1), 1.0 / factor))
     }
 
-    /// Whether all factors are the same up to rounding.
+    /// Whether all coefficients are equal up to rounding.
     pub(super) fn equals(&self, other: &Polynomial) -> bool {
         let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * a.abs().max(b.abs());
         self.0.len() == other.0.len() && self.0.iter().all(|(m, &f)| other.0.get(m).is_some_and(|&g| near(f, g)))

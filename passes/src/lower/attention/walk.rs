@@ -1,92 +1,94 @@
-//! The walk from a product to everything that is made of it.
+//! The walk from a product to everything that is computed from it.
 
+use super::operand::{Dim, Operand};
 use super::polynomial::{Base, Monomial, Polynomial, product};
-use super::strand::{Place, Strand};
 use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use tpc_ir::{Graph, MapFn, Op, ReduceOp, Subscripts, Value};
 
-/// More than this many functions of one product are not looked at: a residual stream has thousands.
+/// The greatest number of functions of a product that the walk visits. A residual stream has thousands.
 const MOST: usize = 256;
-/// So many functions of the incoming gradient are looked through.
+/// The greatest depth to which functions of the incoming gradient are followed.
 const DEEPEST: usize = 6;
 
-/// What a value is, that depends on the product.
+/// The form of a value that depends on the product.
 #[derive(Clone, Debug, PartialEq)]
 enum Form {
     /// An elementwise function of the product.
     Score,
-    /// The maximum of that score over the columns.
+    /// The maximum of a score over the columns.
     Max(NodeIndex),
-    /// That score without its maximum.
+    /// A score minus its maximum.
     Shifted(NodeIndex),
-    /// Made of exponentials.
+    /// A polynomial in the exponentials.
     Polynomial(Polynomial),
     /// The gradient of the score.
     Root,
-    /// An elementwise function of that, which is 0 where that is.
+    /// An elementwise function of the gradient of the score that is 0 where this gradient is.
     Gradient,
 }
 
+/// The state of the walk: what has been recognized so far.
 pub(super) struct Walk<'a> {
     graph: &'a Graph,
     pub(super) product: NodeIndex,
-    /// Form and dimensions of the scores, of everything that was understood.
+    /// The form of every value that was recognized, and the dimensions of the scores that its dimensions are.
     forms: BTreeMap<NodeIndex, (Form, Vec<usize>)>,
-    pub(super) query: Strand,
-    pub(super) key: Strand,
+    pub(super) query: Operand,
+    pub(super) key: Operand,
     pub(super) columns: Option<usize>,
-    /// The score that was exponentiated.
+    /// The score whose exponentials are the softmax.
     score: Option<NodeIndex>,
-    value: Option<Strand>,
-    out: Option<Strand>,
-    /// The weighted probabilities, as the second product reads them, and their weight.
+    value: Option<Operand>,
+    out: Option<Operand>,
+    /// The weighted probabilities that the second product reads, and their weight.
     weighted: Option<(NodeIndex, Monomial, f64)>,
-    /// `grad_out · value`, and what is made of it before the scores come in.
+    /// `grad_out · value`.
     incoming: Option<NodeIndex>,
+    /// The functions of `incoming` that do not depend on the scores.
     between: BTreeSet<NodeIndex>,
-    grad_out: Option<Strand>,
-    /// Products that were seen before it was known.
+    grad_out: Option<Operand>,
+    /// Products that were visited before `grad_out` was known.
     early: Vec<NodeIndex>,
-    /// The gradient of the product, as the last products read it, without conversions.
+    /// The gradient of the product that the last products read, before conversions.
     gradient: Option<Value>,
-    grad_query: Option<Strand>,
-    grad_key: Option<Strand>,
-    grad_value: Option<Strand>,
+    grad_query: Option<Operand>,
+    grad_key: Option<Operand>,
+    grad_value: Option<Operand>,
 }
 
-/// The places of the dimensions of both operands of a product; letters that are summed are own dimensions.
-fn strands(graph: &Graph, node: NodeIndex, subs: &Subscripts) -> Option<[Strand; 2]> {
+/// Both operands of a product. Dimensions with summed letters are not dimensions of the scores.
+fn operands_of(graph: &Graph, node: NodeIndex, subs: &Subscripts) -> Option<[Operand; 2]> {
     let mut own: Vec<u8> = Vec::new();
     let operands = graph.operands(node);
-    let mut strand = |i: usize| {
-        let places = subs.operands[i].iter().map(|l| match subs.result.iter().position(|r| r == l) {
-            Some(d) => Some(Place::Score(d)),
+    let mut operand = |i: usize| {
+        let dims = subs.operands[i].iter().map(|l| match subs.result.iter().position(|r| r == l) {
+            Some(d) => Some(Dim::Score(d)),
             None if !subs.operands[1 - i].contains(l) => None,
             None => {
                 let at = own.iter().position(|o| o == l).unwrap_or_else(|| {
                     own.push(*l);
                     own.len() - 1
                 });
-                Some(Place::Own(at))
+                Some(Dim::Own(at))
             }
         });
-        Some(Strand { value: operands[i], places: places.collect::<Option<_>>()? })
+        Some(Operand { value: operands[i], dims: dims.collect::<Option<_>>()? })
     };
-    let both = [strand(0)?, strand(1)?];
+    let both = [operand(0)?, operand(1)?];
     (!own.is_empty()).then_some(both)
 }
 
 impl<'a> Walk<'a> {
-    /// Follows a product; none if no attention begins with it.
+    /// Walks from a product. `None` if no attention begins with it.
     pub(super) fn from(graph: &'a Graph, product: NodeIndex) -> Option<Self> {
         let node = graph.node(product);
         let Op::Einsum { subs } = &node.op else { return None };
         if !node.types[0].dtype.is_float() {
             return None;
         }
-        let [query, key] = strands(graph, product, subs)?;
+        let [query, key] = operands_of(graph, product, subs)?;
         let all = (0..node.types[0].rank()).collect();
         let mut walk = Walk {
             graph,
@@ -139,7 +141,7 @@ impl<'a> Walk<'a> {
                 next.extend(self.graph.users(node).map(|(u, _)| Reverse(u)));
             }
         }
-        // The value's gradient may be computed first.
+        // The gradient of `value` may be computed before the others.
         for node in std::mem::take(&mut self.early) {
             if let Op::Einsum { subs } = &self.graph.node(node).op {
                 self.end(node, subs, &self.graph.operands(node));
@@ -193,7 +195,8 @@ impl<'a> Walk<'a> {
         Some((form, dims))
     }
 
-    /// The dimension of the scores of each letter. One that nothing known has is the one that is missing.
+    /// The dimension of the scores of each letter. If no recognized operand has a letter of the result, and there is
+    /// only one such letter, it is the remaining dimension.
     fn letters(&self, subs: &Subscripts, operands: &[Value]) -> Option<BTreeMap<u8, usize>> {
         let mut dims_of: BTreeMap<u8, usize> = BTreeMap::new();
         for (&v, row) in operands.iter().zip(&subs.operands) {
@@ -253,7 +256,8 @@ impl<'a> Walk<'a> {
         if p.equals(&Polynomial::base(Base::Exp)) {
             return Some(Polynomial::base(Base::Sum));
         }
-        // Terms of p · weight · gradient; what does not change along the columns stays outside.
+        // The terms must be multiples of p · weight · gradient. Factors that do not vary along the columns are taken
+        // out of the sum.
         let (_, weight, factor) = self.weighted.as_ref()?;
         let mut inner = weight.clone();
         inner.extend([(Base::Exp, 1), (Base::Sum, -1), (Base::Gradient, 1)]);
@@ -274,7 +278,7 @@ impl<'a> Walk<'a> {
         Some(all)
     }
 
-    /// Whether it is `p · (weight · gradient − Σ p · weight · gradient)`.
+    /// Whether a polynomial is `p · (weight · gradient − Σ p · weight · gradient)`.
     fn is_gradient_of_score(&self, p: &Polynomial) -> bool {
         let Some((_, weight, factor)) = &self.weighted else { return false };
         let probability = Monomial::from([(Base::Exp, 1), (Base::Sum, -1)]);
@@ -285,8 +289,8 @@ impl<'a> Walk<'a> {
         p.equals(&Polynomial::of(first, *factor).plus(Polynomial::of(second, -1.0)))
     }
 
-    /// A value from elsewhere. It is taken apart if the incoming gradient is in it; the first product that can be
-    /// that gradient is *the* one.
+    /// The polynomial of a value that was not recognized. It is expanded if it depends on the incoming gradient. The
+    /// first product that can be the incoming gradient is taken as such.
     fn outside(&mut self, value: Value, dims: Vec<usize>, depth: usize) -> Polynomial {
         if let Some(x) = self.graph.fill_of(value) {
             return Polynomial::constant(x);
@@ -294,7 +298,7 @@ impl<'a> Walk<'a> {
         let node = value.node;
         match &self.graph.node(node).op {
             Op::Einsum { subs } if self.incoming.is_none_or(|g| g == node) => {
-                // Read along other dimensions it is something else.
+                // If it is read along other dimensions, it is a different value.
                 if let Some(grad_out) = self.grad_out_of(node, subs, &dims)
                     && self.grad_out.as_ref().is_none_or(|g| *g == grad_out)
                 {
@@ -322,38 +326,39 @@ impl<'a> Walk<'a> {
         Polynomial::base(Base::Other(value, dims))
     }
 
-    /// The other operand of a product with the value, if what is summed are the value's own dimensions.
-    fn grad_out_of(&self, node: NodeIndex, subs: &Subscripts, dims: &[usize]) -> Option<Strand> {
+    /// The other operand of a product with `value`, if the product sums over the dimensions of `value` that the scores
+    /// do not have.
+    fn grad_out_of(&self, node: NodeIndex, subs: &Subscripts, dims: &[usize]) -> Option<Operand> {
         let value = self.value.as_ref()?;
-        let both = strands(self.graph, node, subs)?;
+        let both = operands_of(self.graph, node, subs)?;
         let (mine, other) = match &both {
             [a, b] if a.value == value.value => (a, b),
             [a, b] if b.value == value.value => (b, a),
             _ => return None,
         };
-        // Which of the value's own dimensions each summed letter is.
+        // For each summed letter, the dimension of `value` that it is.
         let mut own: BTreeMap<usize, usize> = BTreeMap::new();
-        for (here, there) in mine.places.iter().zip(&value.places) {
+        for (here, there) in mine.dims.iter().zip(&value.dims) {
             match (here, there) {
-                (Place::Score(d), Place::Score(s)) if dims[*d] == *s => {}
-                (Place::Own(o), Place::Own(w)) => _ = own.insert(*o, *w),
+                (Dim::Score(d), Dim::Score(s)) if dims[*d] == *s => {}
+                (Dim::Own(o), Dim::Own(w)) => _ = own.insert(*o, *w),
                 _ => return None,
             }
         }
-        let places = other.places.iter().map(|place| match place {
-            Place::Score(d) if Some(dims[*d]) == self.columns => None,
-            Place::Score(d) => Some(Place::Score(dims[*d])),
-            Place::Own(o) => own.get(o).map(|&w| Place::Own(w)),
+        let dims = other.dims.iter().map(|dim| match dim {
+            Dim::Score(d) if Some(dims[*d]) == self.columns => None,
+            Dim::Score(d) => Some(Dim::Score(dims[*d])),
+            Dim::Own(o) => own.get(o).map(|&w| Dim::Own(w)),
         });
-        Some(Strand { value: other.value, places: places.collect::<Option<_>>()? })
+        Some(Operand { value: other.value, dims: dims.collect::<Option<_>>()? })
     }
 
-    /// A product with something that is made of the scores: it may be one that ends the attention.
+    /// Examines a product of a recognized value: it may compute the result of the attention or one of the gradients.
     fn end(&mut self, node: NodeIndex, subs: &Subscripts, operands: &[Value]) {
         let inside: Vec<usize> = (0..2).filter(|&i| self.form(operands[i]).is_some()).collect();
         let [mine] = inside[..] else { return };
         let Some((form, dims)) = self.form(operands[mine]).cloned() else { return };
-        let other = Strand { value: operands[1 - mine], places: Vec::new() };
+        let other = Operand { value: operands[1 - mine], dims: Vec::new() };
         match form {
             Form::Polynomial(p) if self.out.is_none() => self.second_product(node, subs, mine, &dims, &p, other),
             Form::Polynomial(p) => {
@@ -390,7 +395,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// What a value is a conversion of.
+    /// The value before conversions of its element type.
     fn unconverted(&self, value: Value) -> Value {
         match &self.graph.node(value.node).op {
             Op::Map { f: MapFn::Cast(to), subs }
@@ -411,7 +416,7 @@ impl<'a> Walk<'a> {
         mine: usize,
         dims: &[usize],
         p: &Polynomial,
-        other: Strand,
+        other: Operand,
     ) {
         let Some(columns) = self.columns else { return };
         let Some((monomial, factor)) = p.single() else { return };
@@ -422,7 +427,7 @@ impl<'a> Walk<'a> {
         }
         let row = &subs.operands[mine];
         let score = |l: &u8| row.iter().position(|r| r == l).map(|i| dims[i]);
-        // Summed is what the result lacks: the columns, and nothing else.
+        // The product must sum over the columns and nothing else.
         let summed: Vec<usize> = row.iter().filter(|l| !subs.result.contains(l)).filter_map(score).collect();
         let theirs = &subs.operands[1 - mine];
         let own: Vec<u8> = theirs.iter().copied().filter(|l| score(l).is_none()).collect();
@@ -432,66 +437,66 @@ impl<'a> Walk<'a> {
         if own.iter().any(|l| !subs.result.contains(l)) {
             return;
         }
-        let place = |l: &u8| match score(l) {
-            Some(d) => Place::Score(d),
-            None => Place::Own(own.iter().position(|o| o == l).unwrap_or(0)),
+        let dim = |l: &u8| match score(l) {
+            Some(d) => Dim::Score(d),
+            None => Dim::Own(own.iter().position(|o| o == l).unwrap_or(0)),
         };
-        self.value = Some(Strand { places: theirs.iter().map(place).collect(), ..other });
-        self.out = Some(Strand { value: node.into(), places: subs.result.iter().map(place).collect() });
+        self.value = Some(Operand { dims: theirs.iter().map(dim).collect(), ..other });
+        self.out = Some(Operand { value: node.into(), dims: subs.result.iter().map(dim).collect() });
         let read = self.graph.operands(node)[mine].node;
         self.weighted = Some((read, weight, factor));
     }
 
-    /// The result of a product of something with the dimensions `dims` and a known operand, if it has the
-    /// dimensions that `like` has and its own are the operand's.
+    /// The result of a product of a value with the dimensions `dims` and an operand, if it has the same dimensions of
+    /// the scores as `like`, and all other dimensions of the operand.
     fn result(
         &self,
         node: NodeIndex,
         subs: &Subscripts,
         mine: usize,
         dims: &[usize],
-        operand: &Strand,
-        like: &Strand,
-    ) -> Option<Strand> {
+        operand: &Operand,
+        like: &Operand,
+    ) -> Option<Operand> {
         let row = &subs.operands[mine];
         let score = |l: &u8| row.iter().position(|r| r == l).map(|i| dims[i]);
         let mut own: BTreeMap<u8, usize> = BTreeMap::new();
-        for (l, place) in subs.operands[1 - mine].iter().zip(&operand.places) {
-            match (score(l), place) {
-                (Some(d), Place::Score(s)) if d == *s => {}
-                (None, Place::Own(o)) => _ = own.insert(*l, *o),
+        for (l, dim) in subs.operands[1 - mine].iter().zip(&operand.dims) {
+            match (score(l), dim) {
+                (Some(d), Dim::Score(s)) if d == *s => {}
+                (None, Dim::Own(o)) => _ = own.insert(*l, *o),
                 _ => return None,
             }
         }
-        let places = subs.result.iter().map(|l| match score(l) {
-            Some(d) => Some(Place::Score(d)),
-            None => own.get(l).map(|&o| Place::Own(o)),
+        let found = subs.result.iter().map(|l| match score(l) {
+            Some(d) => Some(Dim::Score(d)),
+            None => own.get(l).map(|&o| Dim::Own(o)),
         });
-        let made = Strand { value: node.into(), places: places.collect::<Option<_>>()? };
-        let owns = made.places.iter().filter(|p| matches!(p, Place::Own(_))).count();
-        // A dimension of `like` that the operand lacks stays; the rest is summed, and the operand has it or not.
+        let made = Operand { value: node.into(), dims: found.collect::<Option<_>>()? };
+        let owns = made.dims.iter().filter(|p| matches!(p, Dim::Own(_))).count();
+        // The product keeps the dimensions of `like` and sums over all others, whether or not the operand has them.
         let right = dims.len() == self.rank() && made.scores() == like.scores() && owns == own.len();
         right.then_some(made)
     }
 
-    pub(super) fn value(&self) -> Option<&Strand> {
+    pub(super) fn value(&self) -> Option<&Operand> {
         self.value.as_ref()
     }
 
-    pub(super) fn out(&self) -> Option<&Strand> {
+    pub(super) fn out(&self) -> Option<&Operand> {
         self.out.as_ref()
     }
 
-    pub(super) fn grad_out(&self) -> Option<&Strand> {
+    pub(super) fn grad_out(&self) -> Option<&Operand> {
         self.grad_out.as_ref()
     }
 
-    /// Of query, key and value.
-    pub(super) fn gradients(&self) -> [Option<Strand>; 3] {
+    /// The gradients of query, key and value.
+    pub(super) fn gradients(&self) -> [Option<Operand>; 3] {
         [self.grad_query.clone(), self.grad_key.clone(), self.grad_value.clone()]
     }
 
-    /// The score and its dimensions.
+    /// The score that is exponentiated, and its dimensions.
     pub(super) fn score(&self) -> Option<(Value, Vec<usize>)> {
         let node = self.score?;
         Some((node.into(), self.forms.get(&node)?.1.clone()))
@@ -501,7 +506,8 @@ impl<'a> Walk<'a> {
         self.weighted.as_ref().map(|(_, weight, factor)| (weight, *factor))
     }
 
-    /// The gradient of the product and its dimensions, if somebody wants one of query or key.
+    /// The gradient of the product and its dimensions; `Some(None)` if neither the gradient of the query nor that of
+    /// the key is needed.
     pub(super) fn gradient(&self) -> Option<Option<(Value, Vec<usize>)>> {
         if self.grad_query.is_none() && self.grad_key.is_none() {
             return Some(None);
@@ -510,7 +516,7 @@ impl<'a> Walk<'a> {
         Some(Some((value, self.forms.get(&value.node)?.1.clone())))
     }
 
-    /// The gradients of the score, all being the first value that is given.
+    /// The gradients of the score. Each is the value that the body is given as number 0.
     pub(super) fn roots(&self) -> BTreeMap<NodeIndex, usize> {
         self.forms.iter().filter(|(_, f)| f.0 == Form::Root).map(|(&n, _)| (n, 0)).collect()
     }
@@ -523,15 +529,15 @@ impl<'a> Walk<'a> {
         self.forms.get(&node).is_some_and(|f| f.0 == Form::Gradient)
     }
 
-    /// The dimension of rows: the longest that the query alone has.
+    /// The dimension of rows: the longest one that only the query has.
     pub(super) fn rows(&self) -> Option<usize> {
         let shape = &self.graph.node(self.product).types[0].shape;
-        let value = self.value.as_ref().map(Strand::scores).unwrap_or_default();
+        let value = self.value.as_ref().map(Operand::scores).unwrap_or_default();
         let only = self.query.scores().into_iter().filter(|&d| !self.key.has(d) && !value.contains(&d));
         only.max_by_key(|&d| (shape[d], d))
     }
 
-    /// Whether key and value have the columns and no rows, and the result the rest.
+    /// Whether the key has the columns, the query does not, and the result has all other dimensions.
     fn rows_are_clear(&self) -> bool {
         let (Some(columns), Some(out)) = (self.columns, &self.out) else { return false };
         self.key.has(columns) && !self.query.has(columns) && out.scores().len() + 1 == self.rank()
@@ -541,7 +547,7 @@ impl<'a> Walk<'a> {
         self.forms.contains_key(&node) || self.incoming == Some(node) || self.between.contains(&node)
     }
 
-    /// What a node is made of, inside.
+    /// Collects a node and the recognized nodes that it is computed from, up to the products.
     fn collect(&self, node: NodeIndex, into: &mut BTreeSet<NodeIndex>) {
         if !self.inside(node) || !into.insert(node) || node == self.product || self.incoming == Some(node) {
             return;
@@ -551,7 +557,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// The nodes that give the result.
+    /// The nodes that compute the result.
     pub(super) fn forward_nodes(&self) -> BTreeSet<NodeIndex> {
         let mut nodes = BTreeSet::new();
         if let (Some((weighted, ..)), Some(out)) = (&self.weighted, &self.out) {
@@ -561,7 +567,7 @@ impl<'a> Walk<'a> {
         nodes
     }
 
-    /// The nodes that give the gradients and are not among the others.
+    /// The nodes that compute the gradients, except those of the forward kernel.
     pub(super) fn backward_nodes(&self, forward: &BTreeSet<NodeIndex>) -> BTreeSet<NodeIndex> {
         let mut nodes = BTreeSet::new();
         let results = [&self.grad_query, &self.grad_key, &self.grad_value];
@@ -574,7 +580,7 @@ impl<'a> Walk<'a> {
         nodes.difference(forward).copied().collect()
     }
 
-    /// Whether nobody else reads what is inside.
+    /// Whether no other node reads an inner value of the attention.
     pub(super) fn is_closed(&self, forward: &BTreeSet<NodeIndex>, backward: &BTreeSet<NodeIndex>) -> bool {
         let results = [&self.out, &self.grad_query, &self.grad_key, &self.grad_value];
         let results: Vec<NodeIndex> = results.into_iter().flatten().map(|s| s.value.node).collect();
@@ -582,15 +588,15 @@ impl<'a> Walk<'a> {
         let is_output = |n: NodeIndex| self.graph.outputs.iter().any(|o| o.value.node == n);
         let inner = forward.iter().chain(backward).filter(|n| !results.contains(n));
         let closed = inner.into_iter().all(|&n| !is_output(n) && self.graph.users(n).all(|(u, _)| within(&u)));
-        // A result that a collective may overwrite cannot be read again by the backward pass.
+        // A collective may overwrite its operand, but the backward pass reads the result of the forward pass.
         let kept =
             backward.is_empty() || self.graph.users(results[0]).all(|(u, _)| !self.graph.node(u).op.is_collective());
         closed && kept
     }
 }
 
-/// Whether a function is 0 where those of its operands are that `zero` says: what a mask hides adds nothing to
-/// gradients then, and need not be computed.
+/// Whether a function is 0 wherever the operands selected by `zero` are 0. Hidden elements of a mask then add nothing
+/// to the gradients and need not be computed.
 fn stays_zero(f: MapFn, operands: usize, zero: impl Fn(usize) -> bool) -> bool {
     match f {
         MapFn::Identity | MapFn::Neg | MapFn::Add | MapFn::Sub => (0..operands).all(zero),
@@ -602,7 +608,7 @@ fn stays_zero(f: MapFn, operands: usize, zero: impl Fn(usize) -> bool) -> bool {
     }
 }
 
-/// A function of polynomials, if the result is one.
+/// A function of polynomials, if its result is a polynomial.
 fn arithmetic(f: MapFn, x: &[Polynomial]) -> Option<Polynomial> {
     match (f, x) {
         (MapFn::Add, x) => Some(x.iter().cloned().fold(Polynomial::default(), Polynomial::plus)),

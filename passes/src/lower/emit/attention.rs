@@ -1,4 +1,4 @@
-//! Attention and its backward pass.
+//! Emits attention, forward and backward.
 
 use super::super::attention::{self, Attention, Stats};
 use super::super::claims::Claim;

@@ -1,4 +1,4 @@
-//! The inputs and outputs of a rank's program.
+//! Emits the inputs and outputs of a rank program.
 
 use super::super::claims::Claim;
 use super::emitter::Emitter;
@@ -45,7 +45,7 @@ impl Emitter<'_> {
                 }
                 view = to;
             } else if self.program.buffers[view.buffer.0 as usize].persistent {
-                // An output that is an input: later updates must not change it.
+                // The output is an input, which a later update must not change.
                 let to = self.buffer(ty, view.shape.clone(), false, "output");
                 self.push(Action::Copy { from: view, to: to.clone() }, claim, phase, "copy output");
                 view = to;

@@ -1,16 +1,16 @@
-//! Collectives and their buffers.
+//! Emits collectives and their buffers.
 
 use super::super::claims::Claim;
 use super::super::launches::why;
 use super::emitter::{Emitter, Slice};
-use super::views::makes;
+use super::views::has_own_buffer;
 use petgraph::graph::NodeIndex;
 use tpc_ir::program::{Action, Collective, CollectiveKind, Part, View};
 use tpc_ir::sharding::chunk;
 use tpc_ir::{AxisId, Op, Type, Value};
 
 impl Emitter<'_> {
-    /// Gives the operands of a collective of several values their places side by side.
+    /// Assigns the operands of a collective of several values their positions, side by side in one buffer.
     pub(super) fn slices(&mut self, k: usize, nodes: &[NodeIndex]) {
         if nodes.len() < 2 {
             return;
@@ -24,8 +24,8 @@ impl Emitter<'_> {
         let buffer = self.buffer(&flat, flat.shape.clone(), false, &label).buffer;
         let mut offset = 0;
         for (&v, size) in operands.iter().zip(sizes) {
-            // What is reduced in place is lost for other readers.
-            if makes(self.graph.op(v)) && (!in_place || self.is_exclusive(v)) {
+            // A reduction in place destroys its operand, which other readers may need.
+            if has_own_buffer(self.graph.op(v)) && (!in_place || self.is_exclusive(v)) {
                 self.slices.entry(v).or_insert(Slice { buffer, offset });
             }
             offset += size;
@@ -62,9 +62,9 @@ impl Emitter<'_> {
                 View::dense(buffer, dtype, vec![offset])
             }
         };
-        // An all-reduce whose operand no other kernel reads writes over it.
-        let in_place =
-            reduces && (operands.len() > 1 || makes(self.graph.op(operands[0])) && self.is_exclusive(operands[0]));
+        // An all-reduce overwrites its operand if no other kernel reads it.
+        let in_place = reduces
+            && (operands.len() > 1 || has_own_buffer(self.graph.op(operands[0])) && self.is_exclusive(operands[0]));
         let shapes: Vec<Vec<usize>> = nodes.iter().map(|&n| self.shape(&self.graph.node(n).types[0])).collect();
         let to = if operands.len() == 1 {
             if in_place {
@@ -116,10 +116,10 @@ impl Emitter<'_> {
         self.push(Action::Wait { tag: self.tags[k] }, Claim::Wait, n.origin.phase, label);
     }
 
-    /// What the collective of these nodes does, with the sizes of every rank of the group.
+    /// The kind of a collective, with the sizes of every rank of the group.
     fn collective_kind(&self, nodes: &[NodeIndex], group: &[usize]) -> CollectiveKind {
         let mesh = &self.graph.mesh;
-        // Chunk of one dimension on every rank of the group.
+        // The length of the chunk of one dimension on every rank of the group.
         let lens = |ty: &Type, dim: usize| -> Vec<usize> {
             group.iter().map(|&r| chunk(ty.shape[dim], &ty.sharding.dims[dim], mesh, &mesh.coords(r)).len).collect()
         };
@@ -157,7 +157,7 @@ impl Emitter<'_> {
     }
 }
 
-/// The mnemonic, and of several values how many.
+/// The mnemonic, and the number of values if there are several.
 fn label(c: &Collective) -> String {
     if c.values > 1 { format!("{} ×{}", c.name(), c.values) } else { c.name().into() }
 }

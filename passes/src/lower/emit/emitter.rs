@@ -1,4 +1,4 @@
-//! A rank's program while it is being made.
+//! The state of emitting the program of one rank.
 
 use super::super::attention::Stats;
 use super::super::claims::Claim;
@@ -10,36 +10,36 @@ use std::sync::Arc;
 use tpc_ir::program::{Action, Buffer, BufferId, RankProgram, Step, View};
 use tpc_ir::{Graph, ModulePath, Phase, Type, Value};
 
-/// A rank's program while it is being made.
+/// The program of one rank under construction.
 pub(super) struct Emitter<'a> {
     pub(super) graph: &'a Graph,
     pub(super) rank: usize,
     pub(super) coords: Vec<usize>,
     pub(super) program: RankProgram,
-    /// What each step of the program does.
+    /// The claim of each step.
     pub(super) claims: Vec<Claim>,
-    /// The micro-batch and the module of what is being emitted, in words.
+    /// The micro-batch and the module of the current kernel, as text.
     module: Arc<str>,
-    /// The words of all that was emitted, which its steps share.
-    places: HashMap<(Option<usize>, ModulePath), Arc<str>>,
-    /// Where values are found in memory.
+    /// The texts of all kernels so far, which steps share.
+    modules: HashMap<(Option<usize>, ModulePath), Arc<str>>,
+    /// The view of every value that is in memory.
     pub(super) views: HashMap<Value, View>,
-    /// Tag of every collective that was started, by its kernel.
+    /// The tag of every collective that was started, by its kernel.
     pub(super) tags: Vec<u32>,
     pub(super) started: u32,
-    /// The operands' buffer of every collective of several values, by its kernel.
+    /// The buffer for the operands of every collective of several values, by its kernel.
     pub(super) bundles: HashMap<usize, BufferId>,
-    /// Values that are made where a collective takes them.
+    /// Values that are computed directly in the buffer of a collective.
     pub(super) slices: HashMap<Value, Slice>,
     /// Whether each value of a loop or an epilogue is read by other kernels.
     pub(super) stored: Vec<bool>,
-    /// Nodes whose memory other kernels read for what they recompute.
+    /// Nodes whose memory kernels read in order to recompute other values.
     pub(super) recomputing: HashSet<NodeIndex>,
-    /// What the backward half of an attention takes from the forward half, by their first product.
+    /// The statistics that the forward half of an attention passes to the backward half, by their first product.
     pub(super) stats: HashMap<NodeIndex, Stats>,
 }
 
-/// A place in the buffer of a collective of several values.
+/// The position of a value in the buffer of a collective.
 #[derive(Clone, Copy)]
 pub(super) struct Slice {
     pub(super) buffer: BufferId,
@@ -48,7 +48,7 @@ pub(super) struct Slice {
 }
 
 impl<'a> Emitter<'a> {
-    /// The empty program of a rank. `stored` says of each node whether kernels other than its own read it.
+    /// The empty program of a rank. `stored` has for each node whether other kernels than its own read it.
     pub(super) fn new(graph: &'a Graph, kernels: &[Kernel], stored: Vec<bool>, rank: usize) -> Self {
         Emitter {
             graph,
@@ -57,7 +57,7 @@ impl<'a> Emitter<'a> {
             program: RankProgram { mesh: graph.mesh.clone(), rank, ..RankProgram::default() },
             claims: Vec::new(),
             module: Arc::default(),
-            places: HashMap::new(),
+            modules: HashMap::new(),
             views: HashMap::new(),
             tags: vec![0; kernels.len()],
             started: 0,
@@ -69,11 +69,11 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Says that the following steps belong to a node.
+    /// Declares that the following steps belong to a node.
     pub(super) fn enter(&mut self, node: NodeIndex) {
         let origin = &self.graph.node(node).origin;
-        let place = self.places.entry((origin.micro_batch, origin.module.clone()));
-        self.module = place.or_insert_with(|| origin.place().into()).clone();
+        let module = self.modules.entry((origin.micro_batch, origin.module.clone()));
+        self.module = module.or_insert_with(|| origin.location().into()).clone();
     }
 
     pub(super) fn shape(&self, ty: &Type) -> Vec<usize> {
@@ -87,7 +87,7 @@ impl<'a> Emitter<'a> {
         View::dense(id, ty.dtype, shape)
     }
 
-    /// A new buffer for a value.
+    /// Allocates memory for a value.
     pub(super) fn define(&mut self, value: Value) -> View {
         let ty = self.graph.ty(value).clone();
         let label = self.graph.op(value).name();

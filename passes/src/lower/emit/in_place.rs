@@ -1,15 +1,15 @@
-//! What is written over memory that holds something else.
+//! Decides which results overwrite the memory of another value.
 
 use super::super::depend;
 use super::super::kernel::{Kernel, LoopDim, Nest, letters};
-use super::super::launches::{Launch, Schedule};
+use super::super::launches::{Event, Schedule};
 use super::emitter::Emitter;
-use super::views::makes;
+use super::views::has_own_buffer;
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::{Graph, Op, OutputKind, Value};
 
-/// Of one kernel: the nodes that it writes over an input, and the inputs.
+/// The nodes of a kernel that overwrite an input, each with its input.
 pub(super) type InPlace = HashMap<NodeIndex, NodeIndex>;
 
 /// Whether each node's value is read by a kernel other than its own, or is an output.
@@ -25,23 +25,23 @@ pub(super) fn stored(graph: &Graph, kernels: &[Kernel]) -> Vec<bool> {
     stored
 }
 
-/// For every kernel the updates it may write straight over their input: it replaces rows of the input, or is a loop over
-/// exactly the input's elements that reads the input only at the very elements it writes, and every other reader has run
-/// before.
+/// For every kernel, the updates that may overwrite their inputs. Either the kernel replaces rows of the input, or it
+/// is a loop over the elements of the input that reads each of them only where it writes it. All other readers of the
+/// input must have run before.
 pub(super) fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<InPlace> {
     let kernels = &schedule.kernels;
     let mut kernel_of: Vec<Option<usize>> = vec![None; graph.len()];
     for (k, kernel) in kernels.iter().enumerate() {
         kernel.nodes().iter().for_each(|n| kernel_of[n.index()] = Some(k));
     }
-    // The position in the order, counted from 1, at which each node has its value: a collective at its wait. A node that
-    // no kernel computes has 0.
+    // For each node, the position in the order at which its value is available, counted from 1. For a collective, that
+    // is its wait. A node that no kernel computes has 0.
     let mut position = vec![0usize; graph.len()];
-    for (at, launch) in (1..).zip(&schedule.order) {
-        let (Launch::Run(k) | Launch::Start(k) | Launch::Wait(k)) = *launch;
+    for (at, event) in (1..).zip(&schedule.order) {
+        let (Event::Run(k) | Event::Start(k) | Event::Wait(k)) = *event;
         kernels[k].nodes().iter().for_each(|n| position[n.index()] = at);
     }
-    // The last position at which a value is read for what is recomputed.
+    // The last position at which a value is read in order to recompute another.
     let last = |readers: Vec<usize>| readers.iter().map(|&k| position[kernels[k].first().index()]).max();
     let recomputing: HashMap<NodeIndex, Option<usize>> =
         depend::recomputing(graph, kernels).into_iter().map(|(node, readers)| (node, last(readers))).collect();
@@ -62,7 +62,8 @@ pub(super) fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<InPlace> {
             }
             (Kernel::Loop(nest), Op::Map { .. }) => {
                 let dims = &nest.dims[&node];
-                // A value that is written in every iteration of another index would be read after it was written.
+                // If the loop has another dimension, the value is written in every iteration of it and would be read
+                // after it was written.
                 dims.len() == nest.space.len() && readers_are_done(graph, nest, &position, at, input, dims)
             }
             _ => false,
@@ -74,7 +75,8 @@ pub(super) fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<InPlace> {
     all
 }
 
-/// Whether everything but a node that replaces rows of an input, as its first operand, has read the input before.
+/// Whether every reader of an input has run before, except the node that replaces rows of it, whose first operand it
+/// is.
 fn others_are_done(graph: &Graph, position: &[usize], node: NodeIndex, input: NodeIndex) -> bool {
     let at = position[node.index()];
     graph.users(input).all(|(user, edge)| match depend::is_alias(&graph.node(user).op) {
@@ -94,7 +96,7 @@ fn readers_are_done(
 ) -> bool {
     graph.users(source).all(|(user, edge)| {
         if depend::is_alias(&graph.node(user).op) {
-            // Its own readers must all be earlier kernels.
+            // All readers of the alias must be earlier kernels.
             return alias_is_done(graph, position, at, user);
         }
         if position[user.index()] < at {
@@ -108,7 +110,7 @@ fn readers_are_done(
     }) && !is_output(graph, source)
 }
 
-/// Whether every kernel that reads what lies in a node's memory has run.
+/// Whether every kernel that reads a node, directly or through aliases, has run.
 fn alias_is_done(graph: &Graph, position: &[usize], at: usize, node: NodeIndex) -> bool {
     let done = |user: NodeIndex| match depend::is_alias(&graph.node(user).op) {
         true => alias_is_done(graph, position, at, user),
@@ -122,14 +124,14 @@ fn is_output(graph: &Graph, node: NodeIndex) -> bool {
 }
 
 impl Emitter<'_> {
-    /// Whether a value has one reader and is no output.
+    /// Whether a value has exactly one reader and is not an output.
     pub(super) fn is_exclusive(&self, value: Value) -> bool {
         self.graph.users(value.node).count() == 1 && !is_output(self.graph, value.node)
     }
 
-    /// A value that an epilogue reads last, element by element as it writes its result: the gradients of a micro-batch
-    /// are added to those before it in their own memory.
-    pub(super) fn outlived(&self, nest: &Nest, result: NodeIndex) -> Option<Value> {
+    /// A value whose last reader is an epilogue that reads it element by element as it writes its result, so that the
+    /// result may overwrite it. Gradients of a micro-batch are added to those of earlier ones in this way.
+    pub(super) fn overwritable_operand(&self, nest: &Nest, result: NodeIndex) -> Option<Value> {
         let graph = self.graph;
         let ty = &graph.node(result).types[0];
         let reads = |&reader: &NodeIndex| {
@@ -137,7 +139,7 @@ impl Emitter<'_> {
             graph.operands(reader).into_iter().zip(rows).map(move |(v, row)| (reader, v, row)).collect::<Vec<_>>()
         };
         let candidates = nest.nodes.iter().flat_map(reads).filter(|(reader, v, row)| {
-            let alone = makes(graph.op(*v)) && self.is_exclusive(*v) && !self.recomputing.contains(&v.node);
+            let alone = has_own_buffer(graph.op(*v)) && self.is_exclusive(*v) && !self.recomputing.contains(&v.node);
             let fits = graph.ty(*v).dtype == ty.dtype && graph.ty(*v).sharding == ty.sharding;
             alone && fits && !self.slices.contains_key(v) && nest.along(*reader, row) == nest.dims[&result]
         });

@@ -1,4 +1,4 @@
-//! Loops, and the bodies of epilogues.
+//! Emits loops, and the bodies of epilogues.
 
 use super::super::claims::{Body, Claim, Content, Named};
 use super::super::kernel::{LoopDim, Nest, is_loop_op, letters};
@@ -10,14 +10,14 @@ use std::collections::{HashMap, HashSet};
 use tpc_ir::program::{Action, Instruction, Loop, View, dense_strides};
 use tpc_ir::{Graph, MapFn, Op, ReduceOp, Scalar, Value};
 
-/// What the body of a loop writes where something else lies.
+/// Which results of a body overwrite the memory of another value.
 #[derive(Clone, Copy)]
 pub(super) enum Writes<'a> {
-    /// A loop by itself: these members, over inputs.
+    /// The body of a loop, of which some members overwrite inputs.
     OverInputs(&'a InPlace),
-    /// The epilogue of these products: its result, last, where the sum of the products lies.
+    /// The epilogue of products. Its result, which is written last, overwrites the sum of the products.
     AfterProducts {
-        /// The products, the last one last.
+        /// The products, in the order in which they run.
         products: &'a [NodeIndex],
         /// The member that is the result.
         result: NodeIndex,
@@ -38,7 +38,7 @@ impl Emitter<'_> {
         let graph = self.graph;
         let last = *nest.nodes.last().expect("a loop has members");
         let phase = graph.node(last).origin.phase;
-        // What is read from memory must be there before the loop's instructions are written.
+        // Operands must have views before the instructions of the loop are built.
         let members = nest.members();
         self.operands(nest, &members, phase);
         let order = loop_order(graph, nest, &self.stored);
@@ -49,10 +49,10 @@ impl Emitter<'_> {
         let (order, empty): (Vec<LoopDim>, Vec<LoopDim>) = order.into_iter().partition(|&d| extent(d) > 0);
         let dims: Vec<usize> = order.iter().map(|&d| extent(d)).collect();
         debug_assert!(members.iter().all(|&n| is_loop_op(&graph.node(n).op)));
-        let made = self.made_without(nest, &members, &empty);
+        let made = self.members_without(nest, &members, &empty);
         for &node in members.iter().filter(|n| !made.contains(n)) {
             if self.is_written(nest, node) {
-                self.target(node, in_place); // It has no elements on this rank.
+                self.target(node, in_place); // The result has no elements on this rank, but needs a view.
             }
         }
         if !made.is_empty() {
@@ -62,11 +62,11 @@ impl Emitter<'_> {
         }
     }
 
-    /// The members of a loop that a rank computes if some indices of the loop are empty there: what the loop writes
-    /// that has none of these indices, and what that needs. A loop over nothing would compute nothing, and other
-    /// kernels read such a value on every rank. The reduction over an empty index is the identity of its operation and
-    /// needs no operand, so the remaining loop runs over the other indices alone.
-    fn made_without(&self, nest: &Nest, members: &[NodeIndex], empty: &[LoopDim]) -> Vec<NodeIndex> {
+    /// The members of a loop that a rank computes if some indices of the loop are empty there: the members that the
+    /// loop writes and that have none of these indices, and what these members need. Other kernels read such values on
+    /// every rank, but a loop with an empty index has no iterations. A reduction over an empty index is the neutral
+    /// element of its operation and needs no operand, so the remaining loop runs over the other indices alone.
+    fn members_without(&self, nest: &Nest, members: &[NodeIndex], empty: &[LoopDim]) -> Vec<NodeIndex> {
         if empty.is_empty() {
             return members.to_vec();
         }
@@ -78,8 +78,8 @@ impl Emitter<'_> {
                 continue;
             }
             needed.insert(node);
-            let sums_nothing = nest.letters[&node].iter().any(|d| empty.contains(d));
-            if !sums_nothing {
+            let has_no_terms = nest.letters[&node].iter().any(|d| empty.contains(d));
+            if !has_no_terms {
                 needed.extend(self.graph.operands(node).iter().map(|v| v.node));
             }
         }
@@ -91,7 +91,7 @@ impl Emitter<'_> {
         self.stored[node.index()] && nest.recomputed.binary_search(&node).is_err()
     }
 
-    /// Where a loop writes a member: over the input that it updates, or to a buffer of its own.
+    /// The view to which a loop writes a member: the input that it updates, or a new buffer.
     pub(super) fn target(&mut self, node: NodeIndex, in_place: &InPlace) -> View {
         let Some(&input) = in_place.get(&node) else { return self.define(node.into()) };
         let view = self.views[&Value::from(input)].clone();
@@ -99,7 +99,7 @@ impl Emitter<'_> {
         view
     }
 
-    /// The instructions of a loop or an epilogue over dimensions in that order.
+    /// The instructions of a loop or an epilogue over dimensions in a given order, and their claim.
     pub(super) fn body(
         &mut self,
         nest: &Nest,
@@ -108,7 +108,7 @@ impl Emitter<'_> {
         writes: Writes<'_>,
     ) -> (Vec<Instruction>, Body) {
         let graph = self.graph;
-        let place_of = |d: LoopDim| order.iter().position(|&o| o == d).expect("every index has a place");
+        let position_of = |d: LoopDim| order.iter().position(|&o| o == d).expect("every index has a position");
         let row = order.len().wrapping_sub(1);
         let mut body: Vec<Instruction> = Vec::new();
         let mut registers: HashMap<Value, usize> = HashMap::new();
@@ -129,17 +129,17 @@ impl Emitter<'_> {
                 let dtype = graph.node(*host).types[0].dtype;
                 let given = push(&mut body, Instruction::Given { index: 0, dtype });
                 registers.insert((*host).into(), given);
-                let along: Vec<LoopDim> = nest.dims[host].iter().map(|&d| place_of(d)).collect();
+                let along: Vec<LoopDim> = nest.dims[host].iter().map(|&d| position_of(d)).collect();
                 name(given, Content::Value((*host).into()), &along);
                 if let (Some(first), Some(result)) = (terms.first(), result) {
                     let view = self.views[&result.into()].clone();
-                    let dims: Vec<LoopDim> = nest.dims[&result].iter().map(|&d| place_of(d)).collect();
+                    let dims: Vec<LoopDim> = nest.dims[&result].iter().map(|&d| position_of(d)).collect();
                     let strides = spread(&view.strides, &dims, order.len());
                     let sum = push(&mut body, Instruction::Load { view, strides });
                     registers.insert((*first).into(), sum);
                     name(sum, Content::Terms(terms.to_vec()), &along);
                 }
-                // The sum of all terms is what the first of them was.
+                // The first term stands for the sum of all terms, so the other terms have no operands.
                 terms.get(1..).unwrap_or_default()
             }
         };
@@ -149,22 +149,22 @@ impl Emitter<'_> {
             let at = &nest.letters[&node];
             let value = Value::from(node);
             let dtype = n.types[0].dtype;
-            let dims: Vec<LoopDim> = nest.dims[&node].iter().map(|&d| place_of(d)).collect();
-            // An index that the loop does not run over is empty on this rank.
-            let sums_nothing = at.iter().any(|d| !order.contains(d));
+            let dims: Vec<LoopDim> = nest.dims[&node].iter().map(|&d| position_of(d)).collect();
+            // An index that is not in the order is empty on this rank.
+            let has_no_terms = at.iter().any(|d| !order.contains(d));
             let mut args = Vec::new();
             for (v, row_letters) in graph.operands(node).into_iter().zip(&rows.operands) {
-                if summed.contains(&v.node) || sums_nothing {
+                if summed.contains(&v.node) || has_no_terms {
                     continue;
                 }
                 if let Some(&r) = registers.get(&v) {
                     args.push(r);
                     continue;
                 }
-                let dims: Vec<LoopDim> = row_letters.iter().map(|&l| place_of(at[l as usize])).collect();
+                let dims: Vec<LoopDim> = row_letters.iter().map(|&l| position_of(at[l as usize])).collect();
                 let r = *loads.entry((v, dims.clone())).or_insert_with(|| {
                     let ins = match graph.op(v) {
-                        Op::Fill(_) | Op::Iota => self.made(v, &dims),
+                        Op::Fill(_) | Op::Iota => self.computed(v, &dims),
                         _ => {
                             let view = self.views[&v].clone();
                             let strides = spread(&view.strides, &dims, order.len());
@@ -179,7 +179,7 @@ impl Emitter<'_> {
             }
             let mut accumulate = None;
             let register = match &n.op {
-                Op::Reduce { op, .. } if sums_nothing => {
+                Op::Reduce { op, .. } if has_no_terms => {
                     push(&mut body, Instruction::Constant(Scalar::of(dtype, op.identity_of(dtype)), dtype))
                 }
                 Op::Map { f: MapFn::Identity, .. } => args[0],
@@ -190,9 +190,9 @@ impl Emitter<'_> {
                     if first { args[0] } else { push(&mut body, identity) }
                 }
                 Op::Reduce { op, .. } => {
-                    let reduced: Vec<LoopDim> = nest.reduced(node).iter().map(|&d| place_of(d)).collect();
-                    // Over the row alone the result can be used again; otherwise it accumulates in
-                    // memory, every iteration of the loop once.
+                    let reduced: Vec<LoopDim> = nest.reduced(node).iter().map(|&d| position_of(d)).collect();
+                    // If only the row is reduced, later instructions can use the result. Otherwise the reduction
+                    // accumulates in memory, and each iteration of the loop counts once.
                     if reduced == [row] {
                         push(&mut body, Instruction::ReduceRow { op: *op, arg: args[0], dtype })
                     } else {
@@ -219,13 +219,13 @@ impl Emitter<'_> {
                 let strides = spread(&view.strides, &dims, order.len());
                 let store = Instruction::Store { view, strides, arg: register, accumulate };
                 if in_place.is_empty() && result != Some(node) {
-                    written.push((push(&mut body, store), value)); // early, so that registers die early
+                    written.push((push(&mut body, store), value)); // Stored early, so that the register can be freed early.
                 } else {
                     stores.push((store, value));
                 }
             }
         }
-        // Written over an input, or the last result: only when everything has been read.
+        // A store that overwrites an input, and that of the final result, come after all loads.
         for (store, value) in stores {
             written.push((push(&mut body, store), value));
         }
@@ -239,14 +239,14 @@ fn push(body: &mut Vec<Instruction>, ins: Instruction) -> usize {
     body.len() - 1
 }
 
-/// Loop indices from outermost to innermost: the row last, otherwise the order of the largest value
-/// that is written, so that writes are contiguous.
+/// The loop indices from outermost to innermost: those of the value with most dimensions that is written, in its order,
+/// so that writes are contiguous. The row is last.
 fn loop_order(graph: &Graph, nest: &Nest, stored: &[bool]) -> Vec<LoopDim> {
     let rank = nest.space.len();
     let mut best: Vec<LoopDim> = Vec::new();
     for &node in &nest.nodes {
         let dims = match &graph.node(node).op {
-            // A reduction is written small; its operand decides.
+            // The result of a reduction is small, so the order is that of its operand.
             Op::Reduce { subs, .. } => subs.operands[0].iter().map(|&l| nest.letters[&node][l as usize]).collect(),
             _ if stored[node.index()] => nest.dims[&node].clone(),
             _ => continue,
@@ -263,7 +263,7 @@ fn loop_order(graph: &Graph, nest: &Nest, stored: &[bool]) -> Vec<LoopDim> {
     best
 }
 
-/// `loop` with the functions that make it recognizable.
+/// A label of a loop, made of the functions that characterize it.
 pub(super) fn loop_label(graph: &Graph, nodes: &[NodeIndex]) -> String {
     let has = |f: fn(&Op) -> bool| nodes.iter().any(|&n| f(&graph.node(n).op));
     let is_map = |g: MapFn| nodes.iter().any(|&n| matches!(&graph.node(n).op, Op::Map { f, .. } if *f == g));

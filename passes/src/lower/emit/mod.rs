@@ -1,19 +1,19 @@
-//! One rank's kernels: local shapes, strides, offsets, groups.
+//! Emits the program of one rank: kernels with local shapes, strides, offsets and groups.
 //!
-//! Operands of a collective that carries several values lie side by side. A value that has its own
-//! kernel is written there at once; others (views, inputs, what more than one bucket wants) are copied.
-//! An all-reduce writes its result over its operand if no other kernel reads the operand, and a product with an
-//! epilogue writes over the value that the epilogue adds under the same condition.
+//! The operands of a collective of several values are side by side in one buffer. A value that a kernel computes is
+//! written there directly; others (views, inputs, operands of several buckets) are copied. An all-reduce overwrites its
+//! operand if no other kernel reads it. Under the same condition, a product with an epilogue overwrites the value that
+//! the epilogue adds.
 //!
 //! | question | file |
 //! |---|---|
-//! | the program while it is being made | `emitter` |
-//! | the inputs and outputs of a rank's program | `boundary` |
-//! | where a value lies in memory | `views` |
-//! | what is written over memory that holds something else | `in_place` |
+//! | the state of emitting a program | `emitter` |
+//! | inputs and outputs | `boundary` |
+//! | the views of values in memory | `views` |
+//! | results that overwrite the memory of another value | `in_place` |
 //! | loops, and the bodies of epilogues | `loops` |
 //! | products | `products` |
-//! | operations that are a kernel by themselves | `single` |
+//! | operations that are kernels on their own | `single` |
 //! | attention | `attention` |
 //! | collectives and their buffers | `collectives` |
 
@@ -29,13 +29,13 @@ mod views;
 
 use super::claims::Claims;
 use super::kernel::Kernel;
-use super::launches::{Launch, Schedule};
+use super::launches::{Event, Schedule};
 use emitter::Emitter;
 use in_place::{InPlace, in_place, stored};
 use tpc_ir::Graph;
 use tpc_ir::program::RankProgram;
 
-/// Emits the program of one rank with unplaced buffers, and what each of its steps is said to do.
+/// Emits the program of one rank, whose buffers have no offsets yet, and the claims of its steps.
 pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProgram, Claims) {
     let kernels = &schedule.kernels;
     let mut emitter = Emitter::new(graph, kernels, stored(graph, kernels), rank);
@@ -46,21 +46,21 @@ pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProg
             emitter.slices(k, nodes);
         }
     }
-    for launch in &schedule.order {
-        let (Launch::Run(k) | Launch::Start(k) | Launch::Wait(k)) = *launch;
+    for event in &schedule.order {
+        let (Event::Run(k) | Event::Start(k) | Event::Wait(k)) = *event;
         emitter.enter(kernels[k].last());
-        match (*launch, &kernels[k]) {
-            (Launch::Run(_), kernel) => run(&mut emitter, kernel, &in_place[k]),
-            (Launch::Start(_), Kernel::Collective(nodes)) => emitter.start(k, nodes),
-            (Launch::Wait(_), Kernel::Collective(nodes)) => emitter.wait(k, nodes),
-            (launch, kernel) => unreachable!("{launch:?} of {kernel:?}"),
+        match (*event, &kernels[k]) {
+            (Event::Run(_), kernel) => run(&mut emitter, kernel, &in_place[k]),
+            (Event::Start(_), Kernel::Collective(nodes)) => emitter.start(k, nodes),
+            (Event::Wait(_), Kernel::Collective(nodes)) => emitter.wait(k, nodes),
+            (event, kernel) => unreachable!("{event:?} of {kernel:?}"),
         }
     }
     emitter.outputs();
     (emitter.program, Claims(emitter.claims))
 }
 
-/// Emits what a kernel that runs by itself does.
+/// Emits a kernel that is not a collective.
 fn run(emitter: &mut Emitter<'_>, kernel: &Kernel, in_place: &InPlace) {
     match kernel {
         Kernel::Loop(nest) => emitter.fused(nest, in_place),

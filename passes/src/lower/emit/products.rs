@@ -1,4 +1,4 @@
-//! Products, and the epilogues that their sums go through.
+//! Emits products and their epilogues.
 
 use super::super::claims::Claim;
 use super::super::epilogue::result;
@@ -11,8 +11,8 @@ use tpc_ir::program::{Action, Contract, ContractDim, Instruction, View};
 use tpc_ir::{MapFn, Op};
 
 impl Emitter<'_> {
-    /// A product written to `out`, which lies like its result, and for each dimension of the action's result
-    /// which one it is of the node's.
+    /// The action of a product that is written to `out`, which has the dimensions of the result of the node. Also
+    /// returns, for each dimension of the result of the action, the dimension of the result of the node.
     pub(super) fn contract(&mut self, node: NodeIndex, out: View) -> (Contract, Vec<usize>) {
         let n = self.graph.node(node);
         let Op::Einsum { subs } = &n.op else { unreachable!("{} is no product", n.op.name()) };
@@ -46,7 +46,8 @@ impl Emitter<'_> {
         (c, order.concat())
     }
 
-    /// Products whose sum goes through an epilogue: each but the last is added to those before it.
+    /// Emits products whose sum is the operand of an epilogue. Each product but the last is added to the sum of those
+    /// before it.
     pub(super) fn products(&mut self, products: &[NodeIndex], epilogue: &Nest) {
         let graph = self.graph;
         let [terms @ .., host] = products else { unreachable!("there is a product") };
@@ -54,7 +55,7 @@ impl Emitter<'_> {
         let written: Vec<NodeIndex> = epilogue.nodes.iter().copied().filter(|n| self.stored[n.index()]).collect();
         let result = result(graph, epilogue, &written, *host, &epilogue.dims[host]);
         let result = result.expect("an epilogue has a result like the product's");
-        let out = match self.outlived(epilogue, result).filter(|_| terms.is_empty()) {
+        let out = match self.overwritable_operand(epilogue, result).filter(|_| terms.is_empty()) {
             Some(sum) => self.views[&sum].clone(),
             None => self.define(result.into()),
         };

@@ -1,4 +1,4 @@
-//! Operations that are a kernel by themselves.
+//! Emits operations that are kernels on their own.
 
 use super::super::claims::Claim;
 use super::emitter::Emitter;
@@ -88,7 +88,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// Replaces rows of a table: in the table itself if it is an input that this updates, otherwise in a copy.
+    /// Replaces rows of a table: in place if the table is an input that this operation updates, otherwise in a copy.
     fn put(&mut self, node: NodeIndex, in_place: &InPlace) {
         let n = self.graph.node(node);
         let phase = n.origin.phase;

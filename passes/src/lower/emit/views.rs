@@ -1,4 +1,4 @@
-//! Where a value lies in memory.
+//! The views of values in memory.
 
 use super::super::claims::{Body, Claim, Content, Named};
 use super::super::kernel::{LoopDim, Nest, is_loop_op};
@@ -8,7 +8,7 @@ use tpc_ir::program::{Action, Instruction, Loop, View, dense_strides};
 use tpc_ir::{Op, Phase, Value};
 
 impl Emitter<'_> {
-    /// Where a value is found, making it if it is a constant.
+    /// The view of a value. A constant or an iota is written to memory first.
     pub(super) fn view(&mut self, value: Value, phase: Phase) -> View {
         if let Some(v) = self.views.get(&value) {
             return v.clone();
@@ -20,7 +20,7 @@ impl Emitter<'_> {
         let view = match &node.op {
             Op::Fill(_) | Op::Iota => {
                 let view = self.define(value);
-                let body = vec![self.made(value, &[0]), store(&view, view.strides.clone(), 0)];
+                let body = vec![self.computed(value, &[0]), store(&view, view.strides.clone(), 0)];
                 let along = (0..shape.len()).collect();
                 let made = Named { register: 0, content: Content::Value(value), along };
                 let claim = Claim::Loop(Body { registers: vec![made], stores: vec![(1, value)] });
@@ -54,7 +54,7 @@ impl Emitter<'_> {
         view
     }
 
-    /// A view without gaps.
+    /// A dense view of a value, which is copied if necessary.
     pub(super) fn dense(&mut self, value: Value, phase: Phase) -> View {
         let view = self.view(value, phase);
         if view.is_dense() {
@@ -66,8 +66,8 @@ impl Emitter<'_> {
         to
     }
 
-    /// The instruction that makes a constant or an index in a loop.
-    pub(super) fn made(&self, value: Value, dims: &[LoopDim]) -> Instruction {
+    /// The instruction that computes a constant or an iota in a loop.
+    pub(super) fn computed(&self, value: Value, dims: &[LoopDim]) -> Instruction {
         let ty = self.graph.ty(value);
         match self.graph.op(value) {
             Op::Fill(s) => Instruction::Constant(*s, ty.dtype),
@@ -78,7 +78,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// Has everything in memory that the members of a loop or an epilogue read from there.
+    /// Ensures that everything that the members of a loop or an epilogue load has a view.
     pub(super) fn operands(&mut self, nest: &Nest, members: &[NodeIndex], phase: Phase) {
         for v in members.iter().flat_map(|&node| self.graph.operands(node)) {
             let op = self.graph.op(v);
@@ -89,8 +89,8 @@ impl Emitter<'_> {
     }
 }
 
-/// Whether an operation writes its result to a buffer of its own, which may be chosen.
-pub(super) fn makes(op: &Op) -> bool {
+/// Whether an operation writes its result to a new buffer, which may be chosen.
+pub(super) fn has_own_buffer(op: &Op) -> bool {
     is_loop_op(op)
         || matches!(
             op,
@@ -108,7 +108,7 @@ pub(super) fn store(view: &View, strides: Vec<isize>, arg: usize) -> Instruction
     Instruction::Store { view: view.clone(), strides, arg, accumulate: None }
 }
 
-/// Strides of a value's dimensions at their places in the loop, 0 elsewhere.
+/// The strides of the dimensions of a value by loop dimension; 0 for loop dimensions that it lacks.
 pub(super) fn spread(strides: &[isize], dims: &[LoopDim], rank: usize) -> Vec<isize> {
     let mut all = vec![0; rank];
     for (&s, &d) in strides.iter().zip(dims) {
@@ -117,7 +117,7 @@ pub(super) fn spread(strides: &[isize], dims: &[LoopDim], rank: usize) -> Vec<is
     all
 }
 
-/// A dense view under another shape.
+/// A dense view with another shape.
 pub(super) fn flat(view: &View, shape: Vec<usize>) -> View {
     View { strides: dense_strides(&shape), shape, ..view.clone() }
 }

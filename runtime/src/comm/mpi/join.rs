@@ -1,4 +1,4 @@
-//! How a process joins an MPI world, and what its thread does from then on.
+//! How a process joins an MPI world, and the thread that listens to other processes from then on.
 
 use super::ending;
 use super::library::Library;
@@ -13,20 +13,21 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-/// How often the thread takes what the others say, and tells them that this process is busy.
-const BEAT: Duration = Duration::from_millis(100);
+/// The interval at which the thread receives news and reports that this process is busy.
+const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Initializes MPI and joins the processes that were launched with this one. If not all of them do so within the deadline, this
-/// process ends with a message: MPI has no way back from there. A flight record goes into the directory `record` when something fails.
+/// Initializes MPI and joins the processes that were launched with this one. If not all of them do so within the
+/// deadline, this process prints a message and exits, because MPI cannot recover from that. After a failure, a flight
+/// record is written to the directory `record`.
 ///
 /// # Errors
-/// A library that does not belong to the launcher; what MPI says; processes that do not come or fail before all have come.
+/// The library does not belong to the launcher, MPI fails, or a process does not join or fails before all have joined.
 pub fn join(launched: &Launched, record: PathBuf, deadline: Duration) -> Result<Arc<Mpi>, LaunchError> {
     let broken = |problem: String| LaunchError::Mpi { kind: launched.kind, problem };
-    let library = watched(launched, deadline).map_err(broken)?;
+    let library = init_with_deadline(launched, deadline).map_err(broken)?;
     if (library.rank(), library.world()) != (launched.rank, launched.world) {
         return Err(broken(format!(
-            "the library says that this is rank {} of {}, the launcher that it is {} of {}",
+            "this is rank {} of {} according to the MPI library, but rank {} of {} according to the launcher",
             library.rank(),
             library.world(),
             launched.rank,
@@ -35,34 +36,35 @@ pub fn join(launched: &Launched, record: PathBuf, deadline: Duration) -> Result<
     }
     let mpi = Arc::new(Mpi::new(library, launched, record)?);
     ending::prepare(&mpi);
-    let beating = mpi.clone();
-    let listener = std::thread::Builder::new().name("MPI".into()).spawn(move || beat(&beating));
-    listener.map_err(|source| LaunchError::System { what: "no thread to listen to the others".into(), source })?;
+    let listening = mpi.clone();
+    let listener = std::thread::Builder::new().name("MPI".into()).spawn(move || listen_until_ending(&listening));
+    listener
+        .map_err(|source| LaunchError::System { what: "no thread to listen to the other processes".into(), source })?;
     meet(&mpi, deadline).map_err(|e| LaunchError::Meeting { kind: launched.kind, source: Box::new(e) })?;
     Ok(mpi)
 }
 
-/// [`Library::init`], under a thread that ends the process if that takes too long.
-fn watched(launched: &Launched, deadline: Duration) -> Result<Library, String> {
+/// Calls [`Library::init`] while a thread ends the process if it takes too long.
+fn init_with_deadline(launched: &Launched, deadline: Duration) -> Result<Library, String> {
     let (sender, receiver) = mpsc::channel::<()>();
     let (kind, rank, world) = (launched.kind, launched.rank, launched.world);
     let watch = std::thread::Builder::new().spawn(move || {
         if receiver.recv_timeout(deadline) == Err(mpsc::RecvTimeoutError::Timeout) {
             ending::say(&format!(
                 "error: rank {rank}: not all of the {world} processes that {kind} started initialized MPI within {deadline:?}; \
-                 look whether all of them run tpc\n"
+                 check that all of them run tpc\n"
             ));
-            // SAFETY: ends the process at once; nothing that runs at exit may wait for MPI.
+            // SAFETY: ends the process at once, without exit handlers, which might wait for MPI.
             unsafe { libc::_exit(1) };
         }
     });
-    watch.map_err(|e| format!("no thread to watch over its start: {e}"))?;
+    watch.map_err(|e| format!("no thread to supervise the initialization: {e}"))?;
     let library = Library::init();
     drop(sender);
     library
 }
 
-/// Tells all others on which host this process is, and under which process id.
+/// Exchanges the host and the process id of every process.
 fn meet(mpi: &Mpi, deadline: Duration) -> Result<(), RuntimeError> {
     let mine = host();
     let message = format!("{} {mine}", std::process::id());
@@ -75,12 +77,12 @@ fn meet(mpi: &Mpi, deadline: Duration) -> Result<(), RuntimeError> {
     Ok(())
 }
 
-/// Takes what the others say while no thread waits for them, and tells them when this process is busy.
-fn beat(mpi: &Mpi) {
+/// Receives news from the other processes while no thread waits for them, and reports when this process is busy.
+fn listen_until_ending(mpi: &Mpi) {
     let me = std::process::id();
     let mut used = cpu_time(me);
     while !mpi.is_ending() {
-        std::thread::sleep(BEAT);
+        std::thread::sleep(INTERVAL);
         mpi.listen();
         let now = cpu_time(me);
         if now > used && mpi.is_sent() {

@@ -1,21 +1,22 @@
-//! The MPI library: the few calls that are needed, all of them non-blocking but the first and the last.
+//! The MPI library: the few calls that are needed. All of them except the first and the last are nonblocking.
 //!
-//! One thread calls it at a time (`MPI_THREAD_SERIALIZED`, which every MPI has, is asked for): a lock sees to that, because the threads
-//! of a rank, of the host program and of the beat all do.
+//! MPI is initialized with `MPI_THREAD_SERIALIZED`, which every implementation supports: only one thread may call it at
+//! a time. A lock ensures this for the threads of the rank and of the host program and for the listening thread.
 
 use mpi::ffi;
 use std::ffi::c_int;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Bytes of one message: MPI counts in `int`s.
+/// Maximum number of bytes in one message, because MPI counts in `int`s.
 const LARGEST: usize = 1 << 30;
 
-/// What messages are about. Each has a communicator of its own, so that they cannot be taken for each other.
+/// The subject of a message. Each channel has its own communicator, so that messages of different channels cannot be
+/// confused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Channel {
-    /// Failures, farewells and signs of life.
+    /// Failures, departures and progress reports.
     News,
-    /// What hosts exchange.
+    /// Exchanges between hosts.
     Hosts,
     /// Collectives.
     Ranks,
@@ -26,7 +27,7 @@ pub(super) struct Library {
     news: ffi::MPI_Comm,
     hosts: ffi::MPI_Comm,
     ranks: ffi::MPI_Comm,
-    /// Whether it may still be called.
+    /// Whether MPI may still be called.
     open: Mutex<bool>,
     rank: usize,
     world: usize,
@@ -37,7 +38,7 @@ unsafe impl Send for Library {}
 // SAFETY: as above.
 unsafe impl Sync for Library {}
 
-/// Some messages that are under way.
+/// A list of messages in flight.
 pub(super) struct Requests {
     handles: Vec<ffi::MPI_Request>,
     finished: Vec<bool>,
@@ -50,18 +51,18 @@ pub(super) struct Requests {
 unsafe impl Send for Requests {}
 
 impl Requests {
-    /// None.
+    /// An empty list.
     pub(super) fn new() -> Self {
         let (handles, finished, indices, statuses) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         Requests { handles, finished, left: 0, indices, statuses }
     }
 
-    /// How many are under way.
+    /// Number of messages in flight.
     pub(super) fn left(&self) -> usize {
         self.left
     }
 
-    /// How many there were.
+    /// Number of messages in the list, finished or not.
     pub(super) fn len(&self) -> usize {
         self.handles.len()
     }
@@ -71,7 +72,7 @@ impl Requests {
         self.finished[index]
     }
 
-    /// Forgets all, which must be finished. What was allocated stays for the next ones.
+    /// Clears the list, all of whose messages must be finished. The allocated memory is kept.
     pub(super) fn clear(&mut self) {
         debug_assert_eq!(self.left, 0);
         self.handles.clear();
@@ -85,14 +86,14 @@ impl Requests {
     }
 }
 
-/// What a call says, if it is no success.
+/// Turns a return code into a result with MPI's message.
 fn checked(code: c_int) -> Result<(), String> {
     if code == 0 {
         return Ok(());
     }
     let mut text = [0u8; 1024];
     let mut length = 0;
-    // SAFETY: the text is longer than any message of MPI (`MPI_MAX_ERROR_STRING` is 256 to 1024 with its end).
+    // SAFETY: the buffer holds any message of MPI (`MPI_MAX_ERROR_STRING` is 256 to 1024, with the terminator).
     unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast(), &raw mut length) };
     let length = usize::try_from(length).unwrap_or(0).min(text.len());
     Err(String::from_utf8_lossy(&text[..length]).into_owned())
@@ -101,33 +102,36 @@ fn checked(code: c_int) -> Result<(), String> {
 const CLOSED: &str = "MPI has been finalized";
 
 impl Library {
-    /// Initialises MPI, which waits for all processes, as long as it takes.
+    /// Initializes MPI. This waits for all processes, without a deadline.
     ///
     /// # Errors
-    /// What MPI says.
+    /// The error that MPI reports.
     pub(super) fn init() -> Result<Self, String> {
         // SAFETY: MPI is initialized once in a process, before any other call; the pointers live through the calls.
         unsafe {
-            let (mut given, mut rank, mut world) = (0, 0, 0);
-            let wanted = ffi::RSMPI_THREAD_SERIALIZED;
-            checked(ffi::MPI_Init_thread(std::ptr::null_mut(), std::ptr::null_mut(), wanted, &raw mut given))?;
-            if given < wanted {
-                return Err("this MPI cannot be called by several threads, one at a time".into());
+            let (mut provided, mut rank, mut world) = (0, 0, 0);
+            let required = ffi::RSMPI_THREAD_SERIALIZED;
+            checked(ffi::MPI_Init_thread(std::ptr::null_mut(), std::ptr::null_mut(), required, &raw mut provided))?;
+            if provided < required {
+                return Err(
+                    "this MPI library does not support serialized calls from several threads (`MPI_THREAD_SERIALIZED`)"
+                        .into(),
+                );
             }
             checked(ffi::MPI_Comm_rank(ffi::RSMPI_COMM_WORLD, &raw mut rank))?;
             checked(ffi::MPI_Comm_size(ffi::RSMPI_COMM_WORLD, &raw mut world))?;
-            let another = || {
+            let duplicate = || {
                 let mut communicator = ffi::RSMPI_COMM_NULL;
                 checked(ffi::MPI_Comm_dup(ffi::RSMPI_COMM_WORLD, &raw mut communicator))?;
                 checked(ffi::MPI_Comm_set_errhandler(communicator, ffi::RSMPI_ERRORS_RETURN))?;
                 Ok::<_, String>(communicator)
             };
-            let (news, hosts, ranks) = (another()?, another()?, another()?);
+            let (news, hosts, ranks) = (duplicate()?, duplicate()?, duplicate()?);
             Ok(Library { news, hosts, ranks, open: Mutex::new(true), rank: rank as usize, world: world as usize })
         }
     }
 
-    /// This process.
+    /// The rank of this process.
     pub(super) fn rank(&self) -> usize {
         self.rank
     }
@@ -149,13 +153,13 @@ impl Library {
         }
     }
 
-    /// Starts to send bytes to a process, in as many messages as it takes, none for no bytes.
+    /// Starts to send bytes to a process, in as many messages as necessary; none for zero bytes.
     ///
     /// # Safety
-    /// The bytes must stay there unchanged until the requests are finished.
+    /// The bytes must stay valid and unchanged until the requests are finished.
     ///
     /// # Errors
-    /// What MPI says.
+    /// The error that MPI reports.
     pub(super) unsafe fn send(
         &self,
         channel: Channel,
@@ -171,7 +175,7 @@ impl Library {
         }
         for start in (0..length).step_by(LARGEST) {
             let count = LARGEST.min(length - start) as c_int;
-            // SAFETY: the caller keeps the bytes; MPI is open, and this thread alone calls it.
+            // SAFETY: the caller keeps the bytes. MPI is open, and the lock excludes other calls.
             unsafe {
                 let (from, mut request) = (bytes.add(start).cast(), ffi::RSMPI_REQUEST_NULL);
                 let communicator = self.communicator(channel);
@@ -183,13 +187,14 @@ impl Library {
         Ok(())
     }
 
-    /// Starts to receive bytes from a process, or from any, in as many messages as [`Library::send`] makes of so many.
+    /// Starts to receive bytes from one process or from any, in as many messages as [`Library::send`] uses for that
+    /// length.
     ///
     /// # Safety
-    /// The place must stay there and unused until the requests are finished.
+    /// The memory must stay valid and unused until the requests are finished.
     ///
     /// # Errors
-    /// What MPI says.
+    /// The error that MPI reports.
     pub(super) unsafe fn receive(
         &self,
         channel: Channel,
@@ -217,10 +222,10 @@ impl Library {
         Ok(())
     }
 
-    /// Looks which messages are finished, and lets MPI go on with all others.
+    /// Checks which messages are finished, and lets MPI make progress on all others.
     ///
     /// # Errors
-    /// What MPI says of one that went wrong; it counts as finished.
+    /// The error that MPI reports for a message, which then counts as finished.
     pub(super) fn test(&self, requests: &mut Requests) -> Result<(), String> {
         if requests.left == 0 {
             return Ok(());
@@ -232,11 +237,11 @@ impl Library {
         let count = requests.handles.len();
         if requests.indices.len() < count {
             requests.indices.resize(count, 0);
-            // SAFETY: a status is integers only; it is read where MPI has written it.
+            // SAFETY: a status consists of integers, and only those that MPI has written are read.
             requests.statuses.resize_with(count, || unsafe { std::mem::zeroed() });
         }
         let mut finished = 0;
-        // SAFETY: both lists have room for all requests; MPI is open, and this thread alone calls it.
+        // SAFETY: both lists have room for all requests. MPI is open, and the lock excludes other calls.
         let code = unsafe {
             ffi::MPI_Testsome(
                 count as c_int,
@@ -246,7 +251,7 @@ impl Library {
                 requests.statuses.as_mut_ptr(),
             )
         };
-        // Above the number of requests it is "undefined": none was under way.
+        // MPI_UNDEFINED, which exceeds the number of requests, means that none was in flight.
         let finished = usize::try_from(finished).unwrap_or(0).min(requests.left);
         let mut outcome = Ok(());
         for at in 0..finished {
@@ -254,7 +259,7 @@ impl Library {
             if !std::mem::replace(&mut requests.finished[index], true) {
                 requests.left -= 1;
             }
-            // Statuses have errors only where the call says so.
+            // Statuses contain error codes only if the call fails.
             if code != 0 && outcome.is_ok() {
                 outcome = checked(requests.statuses[at].MPI_ERROR);
             }
@@ -266,18 +271,19 @@ impl Library {
     pub(super) fn abort(&self, code: i32) {
         let mut open = self.lock();
         if std::mem::replace(&mut *open, false) {
-            // SAFETY: MPI is open, and this thread alone calls it.
+            // SAFETY: MPI is open, and the lock excludes other calls.
             unsafe { ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, code) };
         }
     }
 
-    /// Ends MPI, when all processes do and no message is under way. `standing` is a receive that is given up.
-    pub(super) fn finalize(&self, standing: &mut Requests) {
+    /// Finalizes MPI once all processes do. No messages may be in flight except the pending receives `receives`, which
+    /// are canceled.
+    pub(super) fn finalize(&self, receives: &mut Requests) {
         let mut open = self.lock();
         if std::mem::replace(&mut *open, false) {
-            // SAFETY: MPI is open, and this thread alone calls it; a request is either null or under way.
+            // SAFETY: MPI is open, and the lock excludes other calls. A request is either null or in flight.
             unsafe {
-                for (handle, finished) in standing.handles.iter_mut().zip(&standing.finished) {
+                for (handle, finished) in receives.handles.iter_mut().zip(&receives.finished) {
                     if !finished {
                         ffi::MPI_Cancel(handle);
                         ffi::MPI_Wait(handle, ffi::RSMPI_STATUS_IGNORE);
@@ -285,7 +291,7 @@ impl Library {
                 }
                 ffi::MPI_Finalize();
             }
-            standing.left = 0;
+            receives.left = 0;
         }
     }
 }

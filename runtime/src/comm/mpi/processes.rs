@@ -1,4 +1,4 @@
-//! What the hosts of an MPI world do together.
+//! Coordination of the hosts of an MPI world.
 
 use super::ending;
 use super::exchange::Exchange;
@@ -17,8 +17,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tpc_ir::program::RankProgram;
 
-/// The time on a processor that a sign of life stands for: more than any deadline asks for.
-const MUCH: u64 = 1 << 32;
+/// The CPU time that an explicit progress report counts for, which is more than any deadline requires.
+const EXPLICIT_REPORT: u64 = 1 << 32;
 
 impl Processes for Mpi {
     fn count(&self) -> usize {
@@ -42,9 +42,9 @@ impl Processes for Mpi {
         let mut exchange = Box::new(Exchange::new(self, purpose, *rounds, bytes));
         let outcome = exchange.begin().and_then(|()| wait(self, deadline, &mut *exchange));
         if let Err(error) = outcome {
-            // MPI may still write there.
+            // MPI may still write to its buffers.
             std::mem::forget(exchange);
-            // A process that leaves an exchange leaves the others waiting.
+            // The others would wait for a process that gives up an exchange.
             self.fail(self.rank(), &error.to_string());
             return Err(error);
         }
@@ -52,7 +52,7 @@ impl Processes for Mpi {
     }
 
     fn fail(&self, rank: usize, reason: &str) {
-        self.note_failure(rank, reason);
+        self.record_failure(rank, reason);
     }
 
     fn failure(&self) -> Option<(usize, String)> {
@@ -81,19 +81,19 @@ impl Processes for Mpi {
     }
 
     fn progress(&self) {
-        // A sign of life that the others have not taken yet is enough.
+        // One report that has not been sent yet is enough.
         if self.is_sent() {
-            self.tell(&News::Busy(MUCH));
+            self.tell(&News::Busy(EXPLICIT_REPORT));
         }
     }
 
     fn leftover(&self, _: &Path) {
-        // No process outlives a killed one and could remove it; the next save does.
+        // No process survives a killed one to remove the file; the next save removes it.
     }
 
     fn set_ending(&self, ending: Ending) {
-        // MPI's launchers pass signals on and wait for as long as the processes take.
-        self.set_as_told(ending == Ending::AsTold);
+        // MPI's launchers forward signals and wait for the processes without a deadline.
+        self.set_on_request(ending == Ending::AsTold);
     }
 
     fn open(
@@ -105,7 +105,8 @@ impl Processes for Mpi {
         let (rank, bytes) = (local.start, programs[local.start].arena_bytes);
         let arena = Arena::private(bytes).map(Arc::new).ok_or(RuntimeError::OutOfMemory { rank, bytes });
         let arena = arena_on_all(self, arena, deadline)?;
-        let mpi = ending::joined().ok_or_else(|| RuntimeError::Launch("MPI was not joined".into()))?;
+        let mpi =
+            ending::joined().ok_or_else(|| RuntimeError::Launch("this process has not joined an MPI world".into()))?;
         Ok(Arc::new(World::new(mpi, arena, programs, deadline)?))
     }
 }

@@ -1,12 +1,12 @@
-//! One rank's end of an MPI world: collectives as messages between the members of a group.
+//! The communicator of a rank in an MPI world, which implements collectives as messages between the members of a group.
 //!
-//! A collective has one or two exchanges. In the first, every rank sends each other rank of the group a header and its piece of the
-//! operand; what comes in is combined in the order of the ranks, or put in its place. In the second, only of large all-reduces, every rank
-//! sends its part of the result to all others. Waiting goes on with every collective that was started, so the order of waits
-//! blocks no rank.
+//! A collective has one or two exchanges. In the first, every rank sends each other rank of the group a header and its
+//! piece of the operand. Received pieces are combined in the order of the ranks, or copied into the result. In the
+//! second, which only large all-reduces have, every rank sends its part of the result to all others. Waiting makes
+//! progress on every collective that was started, so no order of waits blocks a rank.
 
 use super::library::{Channel, Requests};
-use super::pieces::{Piece, Plan, plan};
+use super::pieces::{Piece, Transfers, transfers};
 use super::process::Mpi;
 use super::wait::{Awaited, wait};
 use crate::comm::processes::agree;
@@ -22,19 +22,19 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tpc_ir::program::{ALIGNMENT, Collective, CollectiveKind, RankProgram};
 
-/// Tags that every MPI can tell apart (the standard asks for less, the libraries in use have more).
+/// The number of tags. The standard guarantees fewer, but the libraries in use support more.
 const TAGS: usize = 1 << 21;
 
-/// Kinds of messages of one collective, the last digit of their tags.
+/// The kinds of messages of a collective, which are the last digit of their tags.
 const HEADER: usize = 0;
 const DATA: usize = 1;
 const SHARE: usize = 2;
 const KINDS: usize = 3;
 
-/// Words that tell collectives apart: fingerprint, session, sequence number in the group, index in the sender's program.
+/// Identifies a collective: fingerprint, session, sequence number in the group, and index in the sender's program.
 type Header = [u64; 4];
 
-/// What the ranks of one session communicate through.
+/// The state of a session, from which the communicator of its rank is made.
 pub(super) struct World {
     mpi: Arc<Mpi>,
     arena: Arc<Arena>,
@@ -45,10 +45,10 @@ pub(super) struct World {
 }
 
 impl World {
-    /// Over the arena of this process's rank.
+    /// A session with the given arena of this process's rank.
     ///
     /// # Errors
-    /// More groups than there are tags.
+    /// There are more groups than tags.
     pub(super) fn new(
         mpi: Arc<Mpi>,
         arena: Arc<Arena>,
@@ -62,10 +62,7 @@ impl World {
             }
         }
         if groups.len() * DEPTH * KINDS > TAGS {
-            return Err(RuntimeError::Launch(format!(
-                "{} groups of ranks are more than MPI has tags for",
-                groups.len()
-            )));
+            return Err(RuntimeError::Launch(format!("MPI has too few tags for {} groups of ranks", groups.len())));
         }
         // All processes open the same sessions in the same order.
         let session = mpi.sessions.fetch_add(1, Ordering::Relaxed);
@@ -93,7 +90,7 @@ impl Communicators for World {
     }
 
     fn finish_step(&self, _: usize) {
-        // The next header of a rank that is out of step says so.
+        // The next header of a rank that is out of step reveals it.
     }
 
     fn switch_to(
@@ -108,90 +105,91 @@ impl Communicators for World {
     }
 }
 
-/// The arena of this process, after all processes have theirs.
+/// Returns the arena of this process once all processes have theirs.
 ///
 /// # Errors
-/// Too little memory, here or on another process.
+/// There is too little memory, in this process or in another one.
 pub(super) fn arena_on_all(
     mpi: &Mpi,
     arena: Result<Arc<Arena>, RuntimeError>,
     deadline: Duration,
 ) -> Result<Arc<Arena>, RuntimeError> {
-    let told = arena.as_ref().map(|_| Vec::new()).map_err(ToString::to_string);
-    let all = agree(mpi, "launch: make arenas", told, deadline)?;
+    let outcome = arena.as_ref().map(|_| Vec::new()).map_err(ToString::to_string);
+    let all = agree(mpi, "launch: make arenas", outcome, deadline)?;
     let arena = arena?;
     all.map_err(|(rank, reason)| RuntimeError::Elsewhere { rank, reason })?;
     Ok(arena)
 }
 
-/// A collective of the rank's program, with all that can be computed before the first step.
+/// A collective of the rank's program, with everything that can be computed before the first step.
 struct Prepared {
     collective: Collective,
     group: usize,
     fingerprint: u64,
-    plan: Plan,
+    transfers: Transfers,
     combine: Option<Combine>,
-    places: Places,
+    staging: Staging,
 }
 
-/// Where pieces are packed beside the arena, as bytes from the beginning of that memory.
-struct Places {
-    /// Pieces that are sent and do not lie side by side; at the own position, one that stays here.
+/// The layout of the staging memory, in which pieces are packed outside the arena: byte offsets from its beginning.
+struct Staging {
+    /// Sent pieces that are not contiguous; at the rank's own position, a piece that it keeps.
     sends: Vec<Option<usize>>,
-    /// Operands of reductions, and pieces that do not lie side by side.
+    /// Received operands of reductions, and received pieces that are not contiguous.
     receives: Vec<Option<usize>>,
     bytes: usize,
 }
 
-impl Places {
-    fn new(plan: &Plan, me: usize, reduces: bool) -> Self {
+impl Staging {
+    fn new(transfers: &Transfers, me: usize, reduces: bool) -> Self {
         let mut bytes = 0;
-        let mut place = |needed: bool, piece: &Piece| {
+        let mut reserve = |needed: bool, piece: &Piece| {
             let at = bytes;
             if needed {
                 bytes += piece.bytes().next_multiple_of(ALIGNMENT);
             }
             needed.then_some(at)
         };
-        let n = plan.sends.len();
+        let n = transfers.sends.len();
         let sends = (0..n).map(|p| {
-            let stays = p == me && (reduces || plan.receives[me].contiguous().is_some());
-            place(!stays && plan.sends[p].contiguous().is_none(), &plan.sends[p])
+            let stays = p == me && (reduces || transfers.receives[me].contiguous().is_some());
+            reserve(!stays && transfers.sends[p].contiguous().is_none(), &transfers.sends[p])
         });
         let sends: Vec<_> = sends.collect();
         let receives = (0..n).map(|p| match reduces {
-            // All operands have the size of the own piece.
-            true => place(p != me, &plan.sends[me]),
-            false => place(p != me && plan.receives[p].contiguous().is_none(), &plan.receives[p]),
+            // All operands have the size of the rank's own piece.
+            true => reserve(p != me, &transfers.sends[me]),
+            false => reserve(p != me && transfers.receives[p].contiguous().is_none(), &transfers.receives[p]),
         });
         let receives = receives.collect();
-        Places { sends, receives, bytes }
+        Staging { sends, receives, bytes }
     }
 }
 
-/// A collective that was started, with all memory that it needs; kept for later ones.
+/// A collective that was started, with all memory that it needs. It is kept for reuse.
 struct Job {
     id: usize,
     sequence: u64,
     from: *const u8,
     to: *mut u8,
-    /// Whether it is in its second exchange.
+    /// Whether the second exchange has begun.
     shares: bool,
-    /// Whether the headers of all ranks were found to be the right ones.
+    /// Whether the headers of all ranks have been received and agree.
     compared: bool,
     requests: Requests,
-    /// The position with which each request is about.
+    /// The position in the group that each request sends to or receives from.
     positions: Vec<usize>,
-    /// By position, the own one included. Here and in the other lists and memory nothing moves until all requests are finished.
+    /// Headers by position, including the rank's own. Neither these nor the staging memory may move until all requests
+    /// are finished.
     headers: Vec<Header>,
     memory: Region,
-    trouble: Option<String>,
+    error: Option<String>,
 }
 
-/// One rank's end.
+/// The communicator of a rank.
 struct Ranks {
     world: Arc<World>,
-    /// Of each group, how many collectives were started.
+    /// The number of collectives started, by group.
     sequences: Vec<u64>,
     prepared: Vec<Prepared>,
     pending: Vec<Job>,
@@ -204,14 +202,14 @@ impl Ranks {
         describe(&self.prepared[id].collective)
     }
 
-    fn trouble(&self, id: usize, reason: String) -> RuntimeError {
+    fn transport_error(&self, id: usize, reason: String) -> RuntimeError {
         RuntimeError::Transport { rank: self.world.mpi.rank(), operation: self.description(id), reason }
     }
 
     /// An idle job with enough memory, or a new one.
     fn job(&mut self, id: usize, sequence: u64, from: *const u8, to: *mut u8) -> Result<Job, RuntimeError> {
-        let (bytes, members) = (self.prepared[id].places.bytes, self.prepared[id].collective.group.len());
-        // The smallest that has enough; the same steps find the same ones again.
+        let (bytes, members) = (self.prepared[id].staging.bytes, self.prepared[id].collective.group.len());
+        // The smallest sufficient memory, so that equal steps reuse the same memory.
         let fits = self.idle.iter().enumerate().filter(|(_, job)| job.memory.bytes() >= bytes);
         let found = fits.min_by_key(|(_, job)| job.memory.bytes()).map(|(at, _)| at);
         let mut job = match found.or(self.idle.len().checked_sub(1)) {
@@ -227,14 +225,14 @@ impl Ranks {
                 positions: Vec::new(),
                 headers: Vec::new(),
                 memory: Region::private(0, Growth::Fixed).map_err(out_of_memory)?,
-                trouble: None,
+                error: None,
             },
         };
         if job.memory.bytes() < bytes {
             job.memory = Region::private(bytes, Growth::Fixed).map_err(out_of_memory)?;
         }
         (job.id, job.sequence, job.from, job.to) = (id, sequence, from, to);
-        (job.shares, job.compared, job.trouble) = (false, false, None);
+        (job.shares, job.compared, job.error) = (false, false, None);
         job.requests.clear();
         job.positions.clear();
         job.headers.resize(members.max(job.headers.len()), [0; 4]);
@@ -252,8 +250,9 @@ impl Ranks {
         let others = || c.group.iter().copied().enumerate().filter(|(q, _)| *q != me);
         let bytes = size_of::<Header>();
         let (requests, headers) = (&mut job.requests, job.headers.as_mut_ptr());
-        // SAFETY: the job's lists and memory stay where they are until all requests are finished, or for ever; the operand and the result
-        // do by the contract of `Communicator::start`, or because a failed end keeps its arena. Places are apart from each other.
+        // SAFETY: the job's lists and memory do not move until all requests are finished, or are leaked. Operand and
+        // result stay valid by the contract of `Communicator::start`, or because a failed communicator leaks its arena.
+        // Staged pieces are disjoint.
         unsafe {
             for (q, rank) in others() {
                 let header = headers.add(q).cast();
@@ -261,10 +260,12 @@ impl Ranks {
                 job.positions.push(q);
             }
             for (q, rank) in others() {
-                let (to, length) = match p.places.receives[q] {
-                    Some(at) if p.combine.is_some() => (memory.add(at), p.plan.sends[me].bytes()),
-                    Some(at) => (memory.add(at), p.plan.receives[q].bytes()),
-                    None => (job.to.add(p.plan.receives[q].contiguous().unwrap_or(0)), p.plan.receives[q].bytes()),
+                let (to, length) = match p.staging.receives[q] {
+                    Some(at) if p.combine.is_some() => (memory.add(at), p.transfers.sends[me].bytes()),
+                    Some(at) => (memory.add(at), p.transfers.receives[q].bytes()),
+                    None => {
+                        (job.to.add(p.transfers.receives[q].contiguous().unwrap_or(0)), p.transfers.receives[q].bytes())
+                    }
                 };
                 library.receive(Channel::Ranks, Some(rank), tag(DATA), to, length, requests)?;
                 job.positions.resize(requests.len(), q);
@@ -272,8 +273,8 @@ impl Ranks {
             for (q, rank) in others() {
                 let header = headers.add(me).cast_const().cast();
                 library.send(Channel::Ranks, rank, tag(HEADER), header, bytes, requests)?;
-                let piece = &p.plan.sends[q];
-                let from = match p.places.sends[q] {
+                let piece = &p.transfers.sends[q];
+                let from = match p.staging.sends[q] {
                     Some(at) => {
                         piece.pack(job.from, memory.add(at));
                         memory.add(at).cast_const()
@@ -291,7 +292,7 @@ impl Ranks {
         ((group * DEPTH + sequence as usize % DEPTH) * KINDS + kind) as i32
     }
 
-    /// Compares the headers that have come.
+    /// Compares the headers that have arrived.
     fn compare(&self, job: &mut Job) -> Result<(), RuntimeError> {
         let c = &self.prepared[job.id].collective;
         let others = c.group.iter().enumerate().filter(|(q, _)| *q != c.position);
@@ -307,7 +308,7 @@ impl Ranks {
                         let collective = self.world.programs[peer].collectives().nth(index as usize);
                         let name = collective.map_or_else(|| "another operation".into(), describe);
                         match header[0] == job.headers[q][0] {
-                            true => format!("{name}, the group's {sequence}th"),
+                            true => format!("{name} (number {sequence} of the group)"),
                             false => name,
                         }
                     }
@@ -321,17 +322,17 @@ impl Ranks {
         Ok(())
     }
 
-    /// Goes on with a job as far as messages have come; whether it is done.
+    /// Makes progress on a job as far as messages have arrived, and returns whether it is done.
     fn advance(&mut self, job: &mut Job) -> Result<bool, RuntimeError> {
         loop {
             let tested = self.world.mpi.library().test(&mut job.requests);
             if !job.compared {
                 self.compare(job)?;
             }
-            // A rank that is out of step sends data of another size: its header says it better.
-            job.trouble = job.trouble.take().or(tested.err());
-            if let (true, Some(trouble)) = (job.compared, &job.trouble) {
-                return Err(self.trouble(job.id, trouble.clone()));
+            // A rank that is out of step sends data of another size, but its header allows a better error.
+            job.error = job.error.take().or(tested.err());
+            if let (true, Some(error)) = (job.compared, &job.error) {
+                return Err(self.transport_error(job.id, error.clone()));
             }
             if job.requests.left() > 0 {
                 return Ok(false);
@@ -339,30 +340,30 @@ impl Ranks {
             if job.shares {
                 return Ok(true);
             }
-            self.take(job);
-            if self.prepared[job.id].plan.shares.is_none() {
+            self.complete_first(job);
+            if self.prepared[job.id].transfers.shares.is_none() {
                 return Ok(true);
             }
             job.shares = true;
-            self.share(job).map_err(|e| self.trouble(job.id, e))?;
+            self.share(job).map_err(|e| self.transport_error(job.id, e))?;
         }
     }
 
-    /// Combines what has come, or puts it in its place.
-    fn take(&mut self, job: &mut Job) {
+    /// Combines the received pieces, or copies them into the result.
+    fn complete_first(&mut self, job: &mut Job) {
         let p = &self.prepared[job.id];
-        let (me, plan, memory) = (p.collective.position, &p.plan, job.memory.base());
+        let (me, transfers, memory) = (p.collective.position, &p.transfers, job.memory.base());
         let (sources, size) = (&mut self.sources, p.collective.dtype.bytes());
-        // SAFETY: all messages of the exchange were received and sent, so no rank uses the places; pieces lie in the operand, the result
-        // and the job's memory, whose places are aligned for all element types.
+        // SAFETY: all messages of the exchange are finished, so MPI no longer uses the buffers. Pieces are inside the
+        // operand, the result and the staging memory, where they are aligned for all element types.
         unsafe {
             if let Some(combine) = p.combine {
-                let start = plan.receives[me].contiguous().unwrap_or(0);
+                let start = transfers.receives[me].contiguous().unwrap_or(0);
                 let mut packed = 0;
-                plan.sends[me].each(&mut |at, n| {
+                transfers.sends[me].each(&mut |at, n| {
                     sources.clear();
-                    sources.extend(p.places.receives.iter().map(|place| match place {
-                        Some(place) => memory.add(place + packed).cast_const(),
+                    sources.extend(p.staging.receives.iter().map(|offset| match offset {
+                        Some(offset) => memory.add(offset + packed).cast_const(),
                         None => job.from.add(at),
                     }));
                     combine(n / size, sources, &[job.to.add(start + packed)], 0, 0);
@@ -370,16 +371,16 @@ impl Ranks {
                 });
                 return;
             }
-            for (q, piece) in plan.receives.iter().enumerate() {
-                let from = match (q == me, p.places.sends[me], plan.sends[me].contiguous()) {
-                    (false, ..) => p.places.receives[q].map(|at| memory.add(at).cast_const()),
+            for (q, piece) in transfers.receives.iter().enumerate() {
+                let from = match (q == me, p.staging.sends[me], transfers.sends[me].contiguous()) {
+                    (false, ..) => p.staging.receives[q].map(|at| memory.add(at).cast_const()),
                     (true, _, Some(start)) => Some(job.from.add(start)),
                     (true, Some(at), None) => {
-                        plan.sends[me].pack(job.from, memory.add(at));
+                        transfers.sends[me].pack(job.from, memory.add(at));
                         Some(memory.add(at).cast_const())
                     }
                     (true, None, None) => {
-                        plan.sends[me].pack(job.from, job.to.add(piece.contiguous().unwrap_or(0)));
+                        transfers.sends[me].pack(job.from, job.to.add(piece.contiguous().unwrap_or(0)));
                         None
                     }
                 };
@@ -394,14 +395,14 @@ impl Ranks {
     fn share(&self, job: &mut Job) -> Result<(), String> {
         let p = &self.prepared[job.id];
         let (c, library) = (&p.collective, self.world.mpi.library());
-        let Some(shares) = &p.plan.shares else { return Ok(()) };
+        let Some(shares) = &p.transfers.shares else { return Ok(()) };
         let tag = self.tag(p.group, job.sequence, SHARE);
         job.requests.clear();
         job.positions.clear();
-        let place = |q: usize| (job.to.wrapping_add(shares[q].contiguous().unwrap_or(0)), shares[q].bytes());
+        let share = |q: usize| (job.to.wrapping_add(shares[q].contiguous().unwrap_or(0)), shares[q].bytes());
         for (q, &rank) in c.group.iter().enumerate().filter(|(q, _)| *q != c.position) {
-            let ((to, length), (from, mine)) = (place(q), place(c.position));
-            // SAFETY: as in `begin`; the parts of the result are apart from each other.
+            let ((to, length), (from, mine)) = (share(q), share(c.position));
+            // SAFETY: as in `begin`; the parts of the result are disjoint.
             unsafe {
                 library.receive(Channel::Ranks, Some(rank), tag, to, length, &mut job.requests)?;
                 library.send(Channel::Ranks, rank, tag, from, mine, &mut job.requests)?;
@@ -411,11 +412,11 @@ impl Ranks {
         Ok(())
     }
 
-    /// Goes on with all that was started.
+    /// Makes progress on all collectives that were started.
     fn progress(&mut self) -> Result<(), RuntimeError> {
         let mut at = 0;
         while at < self.pending.len() {
-            // Taken out only to be looked at: messages are in none of what moves.
+            // Jobs may move, because their messages are in memory that they point to.
             let mut job = self.pending.remove(at);
             match self.advance(&mut job) {
                 Ok(true) => self.idle.push(job),
@@ -436,7 +437,7 @@ impl Ranks {
 impl Drop for Ranks {
     fn drop(&mut self) {
         if !self.pending.is_empty() {
-            // MPI may still read and write there.
+            // MPI may still access their buffers.
             std::mem::forget(std::mem::take(&mut self.pending));
             std::mem::forget(self.world.arena.clone());
         }
@@ -461,11 +462,18 @@ impl Communicator for Ranks {
             }
             _ => None,
         };
-        let plan = plan(collective);
-        let places = Places::new(&plan, collective.position, combine.is_some());
+        let transfers = transfers(collective);
+        let staging = Staging::new(&transfers, collective.position, combine.is_some());
         let fingerprint = fingerprint(collective);
         self.sources.reserve(collective.group.len());
-        self.prepared.push(Prepared { collective: collective.clone(), group, fingerprint, plan, combine, places });
+        self.prepared.push(Prepared {
+            collective: collective.clone(),
+            group,
+            fingerprint,
+            transfers,
+            combine,
+            staging,
+        });
         Ok(CollectiveId(self.prepared.len() - 1))
     }
 
@@ -487,7 +495,7 @@ impl Communicator for Ranks {
         let mut job = self.job(id, sequence, from, to)?;
         let begun = self.begin(&mut job);
         self.pending.push(job);
-        begun.map_err(|e| self.trouble(id, e))
+        begun.map_err(|e| self.transport_error(id, e))
     }
 
     fn wait(&mut self, id: CollectiveId) -> Result<(), RuntimeError> {
@@ -503,7 +511,7 @@ struct Finish<'a> {
 }
 
 impl Awaited for Finish<'_> {
-    fn look(&mut self) -> Result<bool, RuntimeError> {
+    fn poll(&mut self) -> Result<bool, RuntimeError> {
         self.ranks.progress()?;
         Ok(!self.ranks.pending.iter().any(|job| job.id == self.id))
     }
@@ -515,8 +523,8 @@ impl Awaited for Finish<'_> {
     fn missing(&self) -> Vec<usize> {
         let Some(job) = self.ranks.pending.iter().find(|job| job.id == self.id) else { return Vec::new() };
         let group = &self.ranks.prepared[self.id].collective.group;
-        // The ranks that have not come at all, or, if all have, those that have not sent or taken everything.
-        let heads = if job.compared { 0 } else { group.len() - 1 };
+        // The ranks whose header has not arrived or, if all have, those with which some message is unfinished.
+        let headers = if job.compared { 0 } else { group.len() - 1 };
         let of = |requests: Range<usize>| -> Vec<usize> {
             let open = requests.filter(|&at| !job.requests.is_finished(at));
             let mut ranks: Vec<usize> = open.map(|at| group[job.positions[at]]).collect();
@@ -524,7 +532,7 @@ impl Awaited for Finish<'_> {
             ranks.dedup();
             ranks
         };
-        let absent = of(0..heads.min(job.requests.len()));
+        let absent = of(0..headers.min(job.requests.len()));
         if absent.is_empty() { of(0..job.requests.len()) } else { absent }
     }
 

@@ -1,4 +1,4 @@
-//! Waiting for messages under a deadline.
+//! Waiting for messages with a deadline.
 
 use super::process::Mpi;
 use crate::error::RuntimeError;
@@ -6,33 +6,35 @@ use std::time::{Duration, Instant};
 
 /// Something that a process waits for.
 pub(super) trait Awaited {
-    /// Goes on with everything that has been started, and says whether this is complete.
-    fn look(&mut self) -> Result<bool, RuntimeError>;
-    /// What it is, for error messages.
+    /// Makes progress on everything that has been started, and returns whether this is complete.
+    fn poll(&mut self) -> Result<bool, RuntimeError>;
+    /// A description for error messages.
     fn operation(&self) -> String;
-    /// The ranks from which it has not come.
+    /// The ranks that have not contributed yet.
     fn missing(&self) -> Vec<usize>;
-    /// Whether the deadline begins again while a missing process is busy, and whether it may complete for a while after
-    /// a process has failed.
+    /// Whether the deadline is extended while a missing process is busy, and whether completion is awaited for a short
+    /// time after a process has failed.
     fn is_patient(&self) -> bool;
 }
 
-/// How long a failed or gone process is waited for: what was sent before may still come. MPI keeps an order only within a
-/// channel between two processes, so news of a failure may overtake what the failed one, and others, sent long before it.
+/// How long to wait for messages after a process has failed or left, because earlier messages may still arrive. MPI
+/// preserves order only within a channel between two processes, so news of a failure may overtake messages that were
+/// sent long before.
 const GRACE: Duration = Duration::from_millis(200);
-/// How long a busy process is waited for.
+/// How long to wait for a busy process.
 const PATIENCE: Duration = Duration::from_secs(1800);
-/// How long a thread looks without sleeping.
+/// How long a thread polls without sleeping.
 const AWAKE: Duration = Duration::from_millis(3);
 
-/// Waits. Every look lets MPI go on, so that no other process waits for this one meanwhile.
+/// Waits until `awaited` is complete. Every poll lets MPI make progress, so that other processes do not have to wait
+/// for this one.
 pub(super) fn wait(mpi: &Mpi, deadline: Duration, awaited: &mut impl Awaited) -> Result<(), RuntimeError> {
     let rank = mpi.rank();
     let mut idle = 0u32;
     let mut slow: Option<(Instant, Instant, u64)> = None;
     let (mut failed, mut gone) = (None::<Instant>, None::<Instant>);
     loop {
-        if awaited.look()? {
+        if awaited.poll()? {
             return Ok(());
         }
         idle = idle.saturating_add(1);
@@ -42,8 +44,8 @@ pub(super) fn wait(mpi: &Mpi, deadline: Duration, awaited: &mut impl Awaited) ->
         }
         mpi.listen();
         if let Some((peer, reason)) = mpi.failed() {
-            // What was complete before the failure counts: the process failed after it.
-            if awaited.look()? {
+            // An operation that was complete before the failure succeeds.
+            if awaited.poll()? {
                 return Ok(());
             }
             if !awaited.is_patient() || failed.get_or_insert_with(Instant::now).elapsed() > GRACE {
@@ -61,7 +63,8 @@ pub(super) fn wait(mpi: &Mpi, deadline: Duration, awaited: &mut impl Awaited) ->
         if now - *since > deadline {
             let missing = awaited.missing();
             let seen = mpi.progress_of(&missing).max(*progress);
-            // As where processes share memory: a process that computes for a tenth of the time works, one that computes less hangs.
+            // As for processes that share memory: a process that computes for at least a tenth of the time is busy, one
+            // that computes less hangs.
             let busy = (deadline.as_millis() as u64 / 100).max(1);
             if !awaited.is_patient() || seen - *progress < busy || now - *began > PATIENCE.max(deadline) {
                 let (operation, states) = (awaited.operation(), mpi.states(&missing));
@@ -69,7 +72,7 @@ pub(super) fn wait(mpi: &Mpi, deadline: Duration, awaited: &mut impl Awaited) ->
             }
             (*progress, *since) = (seen, now);
         }
-        if mpi.anybody_left() {
+        if mpi.any_has_left() {
             let missing: Vec<usize> = awaited.missing().into_iter().filter(|&r| mpi.has_left(r)).collect();
             if !missing.is_empty() && now - *gone.get_or_insert(now) > GRACE {
                 return Err(RuntimeError::Gone { rank, operation: awaited.operation(), missing });

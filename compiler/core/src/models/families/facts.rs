@@ -1,37 +1,37 @@
-//! In what the families of decoders may differ.
+//! The properties in which families of decoders differ.
 
 use super::super::heads::Classes;
 use super::super::known::Table;
 use super::super::layers::Activation;
 use super::super::norm::{Center, NormOrder, QkNorm};
 
-/// What distinguishes a family of decoders. Sizes and numbers are what transformers takes for a key that is absent.
+/// The properties of a family of decoders. Sizes and numbers are the defaults of transformers for absent keys.
 pub(in super::super) struct Facts {
     /// The `model_type`.
     pub model_type: &'static str,
-    /// The classes of transformers and their heads.
+    /// The classes in transformers and their heads.
     pub classes: Classes,
-    /// The family's keys beside those of all decoders.
+    /// The keys of the family, in addition to those of all decoders.
     pub keys: Table,
     pub vocab_size: usize,
     pub hidden_size: usize,
     pub intermediate_size: usize,
     pub layers: usize,
     pub heads: usize,
-    /// `None` if there are as many as heads.
+    /// `None` if there are as many as query heads.
     pub kv_heads: Option<usize>,
-    /// `None` if it is the width divided by the heads.
+    /// `None` if it is the width divided by the number of heads.
     pub head_dim: Option<usize>,
-    /// Whether the width must be a multiple of the heads. Otherwise the width of a head is rounded down.
+    /// Whether the width must be a multiple of the number of heads. Otherwise the width of a head is rounded down.
     pub whole_heads: bool,
     pub positions: usize,
     pub eps: f64,
     pub theta: f64,
-    /// The base of the rotary embeddings of layers with a window, if it differs from that of the others.
+    /// The base of the rotary embeddings of layers with a window, if it differs from that of other layers.
     pub local_theta: Option<f64>,
-    /// `original_max_position_embeddings` beside the rotary embeddings, if there always is one.
+    /// The default of the key `original_max_position_embeddings` outside the rotary parameters, if the family has one.
     pub original_positions: Option<usize>,
-    /// Whether there are no other rotary embeddings than `default` and `longrope`.
+    /// Whether `default` and `longrope` are the only rotary embeddings.
     pub longrope_only: bool,
     pub tied: bool,
     pub padding: Option<usize>,
@@ -39,47 +39,47 @@ pub(in super::super) struct Facts {
     pub activation_key: &'static str,
     pub activation: Activation,
     pub biases: Biases,
-    /// Whether there is a key `mlp_bias`.
+    /// Whether the key `mlp_bias` exists.
     pub mlp_bias: bool,
     pub qk_norm: QkNorm,
     pub norms: NormOrder,
     pub center: Center,
     pub windows: Windows,
     pub score_scale: ScoreScale,
-    /// The bounds of scores and logits, if there are keys for them.
+    /// The default bounds of scores and logits, if the family has keys for them.
     pub caps: Option<Caps>,
-    /// Whether embedded tokens are multiplied by the root of the width.
+    /// Whether embedded tokens are multiplied by the square root of the width.
     pub scaled_embedding: bool,
-    /// Whether files hold q, k and v as one tensor, and gate and up as one.
+    /// Whether files store q, k and v as one tensor, and gate and up as another.
     pub fused: bool,
-    /// Keys of dropout beside `attention_dropout`.
+    /// Keys of dropout other than `attention_dropout`.
     pub more_dropout: &'static [&'static str],
 }
 
-/// The biases of attention.
+/// Which projections of attention have a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Biases {
-    /// There are none.
+    /// None of them.
     None,
-    /// Queries, keys and values have one.
+    /// Those of queries, keys and values.
     Inputs,
-    /// `attention_bias` says whether all four projections have one.
+    /// All four if `attention_bias` is true, otherwise none.
     Key,
 }
 
 /// Which layers have a sliding window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Windows {
-    /// None has one.
+    /// No layer has one.
     None,
-    /// Every layer has the window of `sliding_window`, unless that is null.
+    /// Every layer has the window `sliding_window`, unless that is null.
     Everywhere {
         /// The window if the key is absent.
         default: Option<usize>,
     },
-    /// The layers of `layer_types`, or those from `max_window_layers` on, if `use_sliding_window` is true.
-    Asked,
-    /// The layers of `layer_types`, or all but the last of every `pattern` layers.
+    /// If `use_sliding_window` is true: the layers that `layer_types` lists, or those from `max_window_layers` on.
+    OnRequest,
+    /// The layers that `layer_types` lists, or all but the last of every `pattern` layers.
     Alternating {
         /// The window if the key is absent.
         default: Option<usize>,
@@ -90,7 +90,7 @@ pub(in super::super) enum Windows {
     },
 }
 
-/// What scores are divided by the root of.
+/// The number by whose square root scores are divided.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(in super::super) enum ScoreScale {
     /// The width of a head.
@@ -99,7 +99,7 @@ pub(in super::super) enum ScoreScale {
     Key(f64),
 }
 
-/// The bounds where their keys are absent.
+/// The bounds of scores and logits if their keys are absent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(in super::super) struct Caps {
     pub scores: Option<f64>,

@@ -1,4 +1,4 @@
-//! Gemma 2: norms around each part, bounded scores and logits, a window in every other layer.
+//! Gemma 2: norms before and after attention and MLP, bounded scores and logits, and a window in every other layer.
 
 use super::super::heads::HeadKind;
 use super::super::known::Role::{Harmless, Only, Read};
@@ -25,7 +25,7 @@ pub(super) const FACTS: Facts = Facts {
         ("sliding_window", Read),
         ("layer_types", Read),
         ("use_bidirectional_attention", Only(Sole::False)),
-        // The activation is that of hidden_activation, whatever this says.
+        // `hidden_activation` determines the activation.
         ("hidden_act", Harmless),
         ("cache_implementation", Harmless),
     ],

@@ -1,5 +1,5 @@
-//! The text model of Gemma 3: a Gemma 2 with norms of its query and key heads in place of bounds. Five layers with a window come
-//! before each layer without one, and their rotary embeddings have another base.
+//! The text model of Gemma 3: Gemma 2 with norms of its query and key heads instead of bounds. Five layers with a
+//! window precede each layer without one, and their rotary embeddings have a different base.
 
 use super::super::heads::HeadKind;
 use super::super::known::Role::{Harmless, Only, Read};
@@ -26,7 +26,7 @@ pub(super) const FACTS: Facts = Facts {
         ("layer_types", Read),
         ("rope_local_base_freq", Read),
         ("use_bidirectional_attention", Only(Sole::False)),
-        // What transformers makes of sliding_window_pattern, written beside layer_types.
+        // The name under which transformers saves `sliding_window_pattern` next to `layer_types`.
         ("_sliding_window_pattern", Harmless),
         ("hidden_act", Harmless),
         ("cache_implementation", Harmless),

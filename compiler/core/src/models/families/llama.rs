@@ -1,4 +1,4 @@
-//! Llama: the plain decoder, of which the other families are variations.
+//! Llama: the basic decoder, of which the other families are variations.
 
 use super::super::heads::HeadKind;
 use super::super::known::Role::{Harmless, Read};
@@ -18,7 +18,7 @@ pub(super) const FACTS: Facts = Facts {
         ("hidden_act", Read),
         ("attention_bias", Read),
         ("mlp_bias", Read),
-        // The same sums in parts.
+        // Only splits the same sums into parts.
         ("pretraining_tp", Harmless),
     ],
     vocab_size: 32_000,

@@ -1,4 +1,4 @@
-//! Mistral: a Llama without biases whose layers all have a sliding window.
+//! Mistral: Llama without biases and with a sliding window in every layer.
 
 use super::super::heads::HeadKind;
 use super::super::known::Role::Read;

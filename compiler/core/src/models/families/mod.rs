@@ -1,4 +1,4 @@
-//! The families of decoders: what distinguishes each is data, in a file of its own.
+//! The families of decoders. Each is described by data in a file of its own.
 
 pub(super) mod facts;
 mod gemma2;
@@ -12,7 +12,7 @@ mod qwen3;
 
 use facts::Facts;
 
-/// Which family of causal models a configuration of the shared decoder is of.
+/// The family of causal models that a configuration of the shared decoder belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// `llama`
@@ -34,7 +34,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// All of them.
+    /// All families.
     pub const ALL: [Self; 8] =
         [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::Gemma2, Self::Gemma3, Self::Phi3, Self::Olmo2];
 
@@ -43,7 +43,7 @@ impl Family {
         self.facts().model_type
     }
 
-    /// What distinguishes the family.
+    /// The properties of the family.
     pub(super) fn facts(self) -> &'static Facts {
         match self {
             Self::Llama => &llama::FACTS,

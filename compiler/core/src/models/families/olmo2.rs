@@ -1,4 +1,4 @@
-//! OLMo 2: norms after each part, and over all queries and all keys.
+//! OLMo 2: norms after attention and MLP, and norms over all queries and all keys.
 
 use super::super::heads::HeadKind;
 use super::super::known::Role::Read;

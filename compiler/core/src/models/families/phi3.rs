@@ -1,4 +1,4 @@
-//! Phi 3: a Llama whose files hold queries, keys and values as one tensor, and gate and up as another.
+//! Phi 3: Llama with files that store queries, keys and values as one tensor, and gate and up as another.
 
 use super::super::heads::HeadKind;
 use super::super::known::Role::Read;
@@ -16,7 +16,7 @@ pub(super) const FACTS: Facts = Facts {
     keys: &[
         ("hidden_act", Read),
         ("sliding_window", Read),
-        // Named in a note; dropout is not applied.
+        // Mentioned in a note: dropout is not applied.
         ("resid_pdrop", Read),
         ("embd_pdrop", Read),
     ],

@@ -1,4 +1,4 @@
-//! Qwen2: a Llama with biases of queries, keys and values, and windows on request.
+//! Qwen2: Llama with biases of queries, keys and values, and optional windows.
 
 use super::super::heads::HeadKind;
 use super::super::known::Role::{Only, Read};
@@ -29,6 +29,6 @@ pub(super) const FACTS: Facts = Facts {
     positions: 32_768,
     biases: Biases::Inputs,
     mlp_bias: false,
-    windows: Windows::Asked,
+    windows: Windows::OnRequest,
     ..llama::FACTS
 };

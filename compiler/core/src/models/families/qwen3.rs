@@ -1,4 +1,4 @@
-//! Qwen3: a Qwen2 with norms of its query and key heads in place of biases.
+//! Qwen3: Qwen2 with norms of its query and key heads instead of biases.
 
 use super::super::heads::HeadKind;
 use super::super::known::Role::Read;

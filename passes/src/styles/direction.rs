@@ -1,21 +1,21 @@
-//! The two ways in which a style cuts a weight.
+//! The two directions in which a style can cut a weight.
 
 use std::fmt;
 
 /// How a weight is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Direction {
     /// A linear's output features, an embedding's hidden dimension, a convolution's output channels.
     Columns,
     /// A linear's input features, an embedding's rows, a convolution's input channels.
     Rows,
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for Direction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Way::Columns => "by columns",
-            Way::Rows => "by rows",
+            Direction::Columns => "by columns",
+            Direction::Rows => "by rows",
         })
     }
 }
