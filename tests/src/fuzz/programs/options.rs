@@ -221,7 +221,7 @@ impl Ways {
             ways.disabled.retain(|n| *n != 25);
         }
         ways.blocks = !dice.percent(10);
-        ways.planned = dice.percent(30);
+        ways.planned = dice.percent(10);
         if dice.percent(40) {
             ways.bucket_bytes = dice.pick(&[0, 64, 1024, 25 << 20]);
             ways.overlap = dice.percent(60);
