@@ -5,9 +5,10 @@
 //! is decided at run time.
 
 use crate::attention::Attention;
+use crate::graph::place;
 use crate::input::{InputId, InputKind};
 use crate::op::ReduceOp;
-use crate::{DType, Mesh, OutputKind, Phase};
+use crate::{DType, Mesh, ModulePath, OutputKind, Phase};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -124,6 +125,32 @@ impl Part {
     }
 }
 
+/// The operation of a collective, without what it carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum CollectiveOp {
+    AllReduce,
+    AllGather,
+    ReduceScatter,
+    AllToAll,
+}
+
+impl CollectiveOp {
+    /// Every operation.
+    pub const ALL: [CollectiveOp; 4] =
+        [CollectiveOp::AllReduce, CollectiveOp::AllGather, CollectiveOp::ReduceScatter, CollectiveOp::AllToAll];
+
+    /// The mnemonic, `all_reduce` for example.
+    pub const fn name(self) -> &'static str {
+        match self {
+            CollectiveOp::AllReduce => "all_reduce",
+            CollectiveOp::AllGather => "all_gather",
+            CollectiveOp::ReduceScatter => "reduce_scatter",
+            CollectiveOp::AllToAll => "all_to_all",
+        }
+    }
+}
+
 /// What a collective does. Buffers are dense; lists have one entry per rank of the group.
 ///
 /// A collective that carries several values has them side by side in `from` and in `to`, each dense,
@@ -192,14 +219,19 @@ pub struct Collective {
 }
 
 impl Collective {
+    /// The operation.
+    pub fn op(&self) -> CollectiveOp {
+        match self.kind {
+            CollectiveKind::AllReduce(_) => CollectiveOp::AllReduce,
+            CollectiveKind::AllGather { .. } => CollectiveOp::AllGather,
+            CollectiveKind::ReduceScatter { .. } => CollectiveOp::ReduceScatter,
+            CollectiveKind::AllToAll { .. } => CollectiveOp::AllToAll,
+        }
+    }
+
     /// The mnemonic, `all_reduce` for example.
     pub fn name(&self) -> &'static str {
-        match self.kind {
-            CollectiveKind::AllReduce(_) => "all_reduce",
-            CollectiveKind::AllGather { .. } => "all_gather",
-            CollectiveKind::ReduceScatter { .. } => "reduce_scatter",
-            CollectiveKind::AllToAll { .. } => "all_to_all",
-        }
+        self.op().name()
     }
 
     /// Bytes that each rank sends under the ring algorithm: `2(n−1)/n` of the value for an
@@ -305,8 +337,18 @@ pub struct Step {
     pub phase: Phase,
     /// Short name for traces and plans: `einsum`, `loop rms_norm`, …
     pub label: Arc<str>,
-    /// The micro-batch and the module that it computes a part of, in words; empty if neither is known.
-    pub module: Arc<str>,
+    /// The micro-batch that it belongs to; none for what there is once.
+    pub micro_batch: Option<usize>,
+    /// The module that it computes a part of; the root if it is unknown. A collective of several values belongs to the
+    /// innermost module that all of them are in.
+    pub module: ModulePath,
+}
+
+impl Step {
+    /// The micro-batch and the module in words; empty if neither is known.
+    pub fn place(&self) -> String {
+        place(self.micro_batch, &self.module)
+    }
 }
 
 /// The box of a global tensor that a rank holds in a buffer.

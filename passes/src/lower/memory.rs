@@ -11,8 +11,8 @@
 use std::ops::Range;
 use tpc_ir::program::{ALIGNMENT, Action, BufferId, Instruction, RankProgram, View};
 
-/// First and last step that touches a buffer.
-type Life = (usize, usize);
+/// First and last step that touches a buffer; the last one is the number of steps if the buffer is an output.
+pub type Life = (usize, usize);
 
 /// Gives every buffer its offset and the program its arena size, beside programs of the same rank that are executed over the same arena.
 pub fn plan(program: &mut RankProgram, others: &[&RankProgram]) {
@@ -89,7 +89,9 @@ fn overlaps(a: Life, b: Life) -> bool {
     a.0 <= b.1 && b.0 <= a.1
 }
 
-fn lives(program: &RankProgram) -> Vec<Option<Life>> {
+/// The life of each buffer in a run; none of one that the program does not touch. A buffer that is not persistent has its bytes in the
+/// arena for as long.
+pub fn lives(program: &RankProgram) -> Vec<Option<Life>> {
     let mut lives: Vec<Option<Life>> = vec![None; program.buffers.len()];
     let mut touch = |b: BufferId, at: usize| {
         let life = lives[b.0 as usize].get_or_insert((at, at));

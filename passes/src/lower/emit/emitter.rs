@@ -18,10 +18,8 @@ pub(super) struct Emitter<'a> {
     pub(super) program: RankProgram,
     /// What each step of the program does.
     pub(super) claims: Vec<Claim>,
-    /// The micro-batch and the module of what is being emitted, in words.
-    module: Arc<str>,
-    /// The words of all that was emitted, which its steps share.
-    places: HashMap<(Option<usize>, ModulePath), Arc<str>>,
+    /// The micro-batch and the module of what is being emitted.
+    place: (Option<usize>, ModulePath),
     /// Where values are found in memory.
     pub(super) views: HashMap<Value, View>,
     /// Tag of every collective that was started, by its kernel.
@@ -56,8 +54,7 @@ impl<'a> Emitter<'a> {
             coords: graph.mesh.coords(rank),
             program: RankProgram { mesh: graph.mesh.clone(), rank, ..RankProgram::default() },
             claims: Vec::new(),
-            module: Arc::default(),
-            places: HashMap::new(),
+            place: Default::default(),
             views: HashMap::new(),
             tags: vec![0; kernels.len()],
             started: 0,
@@ -69,11 +66,12 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Says that the following steps belong to a node.
-    pub(super) fn enter(&mut self, node: NodeIndex) {
-        let origin = &self.graph.node(node).origin;
-        let place = self.places.entry((origin.micro_batch, origin.module.clone()));
-        self.module = place.or_insert_with(|| origin.place().into()).clone();
+    /// Says that the following steps belong to these nodes, and so to the innermost module that all of them are in.
+    pub(super) fn enter(&mut self, nodes: &[NodeIndex]) {
+        let origins = nodes.iter().map(|&node| &self.graph.node(node).origin);
+        let places = origins.map(|origin| (origin.micro_batch, origin.module.clone()));
+        let common = places.reduce(|(a, module), (b, other)| (a.filter(|_| a == b), module.common(&other)));
+        self.place = common.unwrap_or_default();
     }
 
     pub(super) fn shape(&self, ty: &Type) -> Vec<usize> {
@@ -106,6 +104,7 @@ impl<'a> Emitter<'a> {
     }
 
     pub(super) fn step(&self, action: Action, phase: Phase, label: impl Into<Arc<str>>) -> Step {
-        Step { action, phase, label: label.into(), module: self.module.clone() }
+        let (micro_batch, module) = self.place.clone();
+        Step { action, phase, label: label.into(), micro_batch, module }
     }
 }

@@ -48,7 +48,10 @@ pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProg
     }
     for launch in &schedule.order {
         let (Launch::Run(k) | Launch::Start(k) | Launch::Wait(k)) = *launch;
-        emitter.enter(kernels[k].last());
+        match &kernels[k] {
+            Kernel::Collective(nodes) => emitter.enter(nodes),
+            kernel => emitter.enter(&[kernel.last()]),
+        }
         match (*launch, &kernels[k]) {
             (Launch::Run(_), kernel) => run(&mut emitter, kernel, &in_place[k]),
             (Launch::Start(_), Kernel::Collective(nodes)) => emitter.start(k, nodes),
