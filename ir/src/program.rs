@@ -339,7 +339,8 @@ pub struct Step {
     pub label: Arc<str>,
     /// The micro-batch that it belongs to; none for what there is once.
     pub micro_batch: Option<usize>,
-    /// The module that it computes a part of; the root if it is unknown. A collective of several values belongs to the
+    /// The module that it computes a part of; the root if it is unknown. A loop belongs to the module of its last
+    /// operation, a product to its own module whatever its epilogue does, and a collective of several values to the
     /// innermost module that all of them are in.
     pub module: ModulePath,
 }

@@ -1,14 +1,16 @@
 //! `tpc costs` and `tpc diff`: what they say of each module adds up to what the whole program says.
 
 use serde_json::Value as Json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use tpc_compiler::capture::TrainingCapture;
 use tpc_compiler::models::presets;
 use tpc_compiler::plans::Workload;
 use tpc_compiler::pretrained::{TokenBatch, capture_step, names};
 use tpc_compiler::program::{CompileOptions, compile_training};
-use tpc_compiler::summary::{Difference, Summary, Work, rows};
+use tpc_compiler::summary::{Cost, Difference, Part, Summary, Work, rows};
 use tpc_ir::program::{Action, RankProgram};
-use tpc_passes::simulate::{Lane, Timeline, simulate};
+use tpc_ir::{ModulePath, Phase};
+use tpc_passes::simulate::{Lane, simulate};
 use tpc_passes::targets::Target;
 use tpc_tests::command::{Scratch, tpc};
 use tpc_tests::training::{adamw, mesh, plan};
@@ -27,20 +29,27 @@ fn json(arguments: &str) -> Json {
 /// The plans that are summarized, each on four ranks.
 const PLANS: [(&str, &str); 4] = [("tp-sp", "tp=4"), ("2d", "dp=2,tp=2"), ("ddp", "dp=4"), ("tp-sp-fsdp", "dp=2,tp=2")];
 
-/// The summary of a plan for a training step of the preset gpt, the program of its first rank, and the simulation of that
-/// program.
-fn summarized((name, axes): (&str, &str), target: &Target) -> (Summary, RankProgram, Timeline) {
+/// A training step of the preset gpt, and the name of each parameter in plans.
+fn step() -> (TrainingCapture, impl Fn(&str) -> String) {
     let config = presets::named("gpt").unwrap();
     let known = names(&config);
-    let rename = |path: &str| known.get(path).cloned().unwrap_or_else(|| path.to_string());
-    let options = CompileOptions::new(target.clone());
     let capture = capture_step(&config, TokenBatch::new(4, 16), &adamw()).unwrap();
-    let summary =
-        Workload::of_training(&capture, &rename).unwrap().summarize(&mesh(axes), &plan(name), &options).unwrap();
+    (capture, move |path: &str| known.get(path).cloned().unwrap_or_else(|| path.to_string()))
+}
+
+/// The summary of a plan for that step.
+fn summarized((name, axes): (&str, &str), target: &Target) -> Summary {
+    let (capture, rename) = step();
+    let workload = Workload::of_training(&capture, &rename).unwrap();
+    workload.summarize(&mesh(axes), &plan(name), &CompileOptions::new(target.clone())).unwrap()
+}
+
+/// The program of the first rank that would be launched.
+fn launched((name, axes): (&str, &str), target: &Target) -> RankProgram {
+    let (capture, rename) = step();
+    let options = CompileOptions::new(target.clone());
     let program = compile_training(capture, &mesh(axes), &plan(name), &options, &rename).unwrap();
-    let program = program.steady.ranks.into_iter().next().unwrap();
-    let timeline = simulate(&program, target);
-    (summary, program, timeline)
+    program.steady.ranks.into_iter().next().unwrap()
 }
 
 fn close(a: f64, b: f64) -> bool {
@@ -52,7 +61,8 @@ fn sums_are_those_of_the_whole_program() {
     for target in ["cpu", "h100-node"] {
         let target = Target::built_in(target).unwrap();
         for of in PLANS {
-            let (summary, program, timeline) = summarized(of, target);
+            let (summary, program) = (summarized(of, target), launched(of, target));
+            let timeline = simulate(&program, target);
             let compute = summary.total(|part| part.work == Work::Compute);
             let communication = summary.total(|part| part.work != Work::Compute);
             assert!(close(summary.seconds, timeline.seconds));
@@ -77,7 +87,7 @@ fn sums_are_those_of_the_whole_program() {
 #[test]
 fn collectives_are_counted_by_phase_operation_and_axes() {
     for of in PLANS {
-        let (summary, program, _) = summarized(of, Target::cpu());
+        let (summary, program) = (summarized(of, Target::cpu()), launched(of, Target::cpu()));
         let mut expected: BTreeMap<(&str, String), (usize, f64)> = BTreeMap::new();
         for collective in program.collectives() {
             let kind = (collective.phase.name(), format!("{} {}", collective.name(), collective.axes));
@@ -97,7 +107,7 @@ fn collectives_are_counted_by_phase_operation_and_axes() {
 #[test]
 fn rows_lose_nothing() {
     for of in PLANS {
-        let (summary, ..) = summarized(of, Target::cpu());
+        let summary = summarized(of, Target::cpu());
         let parts = rows(&summary.parts);
         assert!(parts.len() < summary.parts.len(), "{of:?}: the layers are equal");
         assert_eq!(parts.iter().map(|row| row.modules.paths().len()).sum::<usize>(), summary.parts.len());
@@ -116,12 +126,12 @@ fn rows_lose_nothing() {
 fn what_differs_adds_up_to_the_difference_of_the_totals() {
     for target in ["cpu", "h100-node"] {
         let target = Target::built_in(target).unwrap();
-        let summaries = PLANS.map(|of| summarized(of, target).0);
+        let summaries = PLANS.map(|of| summarized(of, target));
         for (i, a) in summaries.iter().enumerate() {
             for (j, b) in summaries.iter().enumerate() {
                 let Difference { parts, peak } = Difference::of(a, b);
                 assert_eq!(i == j, parts.is_empty() && peak.is_empty(), "{:?} and {:?}", PLANS[i], PLANS[j]);
-                let change = |of: fn(&tpc_compiler::summary::Cost) -> f64| -> f64 {
+                let change = |of: fn(&Cost) -> f64| -> f64 {
                     parts.iter().map(|row| of(&row.amount[1]) - of(&row.amount[0])).sum()
                 };
                 assert!((change(|cost| cost.of_step) - (b.seconds - a.seconds)).abs() < 1e-9 * a.seconds);
@@ -135,6 +145,37 @@ fn what_differs_adds_up_to_the_difference_of_the_totals() {
                 assert!(peak.iter().map(|row| row.amount[0].abs_diff(row.amount[1])).is_sorted_by(|a, b| a >= b));
             }
         }
+    }
+}
+
+/// The gradient of a linear takes two products of the size of its own: one for its input, one for its weight. Both belong
+/// to the module that the linear belongs to, and the update of the weight, too.
+#[test]
+fn the_backward_pass_belongs_to_the_modules_of_the_forward_pass() {
+    // Only products take time.
+    let mut target = Target::cpu().clone();
+    (target.device.memory, target.device.launch) = (f64::INFINITY, 0.0);
+    for of in PLANS {
+        let summary = summarized(of, &target);
+        let seconds = |module: &str, phase: Phase| {
+            let key = (ModulePath::from(module), Part { phase, work: Work::Compute });
+            summary.parts[&key].seconds
+        };
+        let layers = (0..6).map(|layer| format!("model.layers.{layer}.mlp"));
+        for module in layers.chain(["lm_head".to_string()]) {
+            let [forward, backward] = [Phase::Forward, Phase::Backward].map(|phase| seconds(&module, phase));
+            assert!(forward > 0.0 && close(2.0 * forward, backward), "{of:?}: {module}: {forward} and {backward}");
+            let optimizer = (ModulePath::from(module.as_str()), Part { phase: Phase::Optimizer, work: Work::Compute });
+            assert!(summary.parts[&optimizer].count > 0, "{of:?}: {module}");
+        }
+        // What is left belongs to attention.
+        let products = summary.parts.iter().filter(|(_, cost)| cost.seconds > 0.0);
+        let others = products.map(|((module, part), _)| (module.to_string(), part.work == Work::Compute));
+        let others: BTreeSet<String> = others.filter(|(_, is_compute)| *is_compute).map(|(module, _)| module).collect();
+        assert!(
+            others.iter().all(|m| m == "lm_head" || m.ends_with(".mlp") || m.ends_with(".self_attn")),
+            "{others:?}"
+        );
     }
 }
 

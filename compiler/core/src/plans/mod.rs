@@ -14,7 +14,7 @@ use crate::explain::Facts;
 use crate::import::{Signature, import_with};
 use crate::program::{CompileOptions, Planned, plan_graph};
 use crate::rename::{Rename, renamed};
-use crate::summary::Summary;
+use crate::summary::{Summary, attribute};
 use std::cmp::Ordering::Equal;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tpc_ir::program::RankProgram;
@@ -263,7 +263,8 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], compute: impl Fn(&T) -> R + Sync) 
 
 /// The program of the first rank, and the floating-point operations of the products of the whole program.
 fn compile_rank(graph: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<(RankProgram, f64), Error> {
-    let Planned { logical, placed, .. } = plan_graph(graph, mesh, plan, options, &Beside::default())?;
+    let Planned { logical, mut placed, .. } = plan_graph(graph, mesh, plan, options, &Beside::default())?;
+    attribute(&mut placed.placed);
     let schedule = schedule(&placed.placed, &options.target, &options.lower);
     Ok((lower_rank(&placed.placed, &schedule, 0)?, product_flops(&logical)))
 }

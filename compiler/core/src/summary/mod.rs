@@ -5,18 +5,21 @@
 //! |---|---|
 //! | what a row counts: parts of a step, and what they cost | `cost` |
 //! | what the arena holds at its peak | `peak` |
+//! | the module of operations of which the capture knows none | `modules` |
 //! | rows of equal blocks as one row | `rows` |
 //! | where two programs differ | `difference` |
 //!
-//! A fused kernel belongs to the module of the last operation that it computes.
+//! A loop belongs to the module of its last operation, and a product to its own module whatever its epilogue does.
 
 mod cost;
 mod difference;
+mod modules;
 mod peak;
 mod rows;
 
 pub use cost::{Cost, Part, Work};
 pub use difference::Difference;
+pub(crate) use modules::attribute;
 pub use peak::Content;
 pub use rows::{Amount, ByModule, Modules, Row, rows};
 

@@ -49,7 +49,7 @@ pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProg
     for launch in &schedule.order {
         let (Launch::Run(k) | Launch::Start(k) | Launch::Wait(k)) = *launch;
         match &kernels[k] {
-            Kernel::Collective(nodes) => emitter.enter(nodes),
+            Kernel::Collective(nodes) | Kernel::Products { products: nodes, .. } => emitter.enter(nodes),
             kernel => emitter.enter(&[kernel.last()]),
         }
         match (*launch, &kernels[k]) {
