@@ -8,7 +8,7 @@ use tpc_compiler::plans::Workload;
 use tpc_compiler::pretrained::{TokenBatch, capture_step, names};
 use tpc_compiler::program::{CompileOptions, compile_training};
 use tpc_compiler::summary::{Cost, Difference, Part, Summary, Work, rows};
-use tpc_ir::program::{Action, RankProgram};
+use tpc_ir::program::{Action, CollectiveOp, RankProgram};
 use tpc_ir::{ModulePath, Phase};
 use tpc_passes::simulate::{Lane, simulate};
 use tpc_passes::targets::Target;
@@ -176,6 +176,24 @@ fn the_backward_pass_belongs_to_the_modules_of_the_forward_pass() {
             others.iter().all(|m| m == "lm_head" || m.ends_with(".mlp") || m.ends_with(".self_attn")),
             "{others:?}"
         );
+    }
+}
+
+/// What a module reduces over the ranks in the forward pass, it gathers the gradient of in the backward pass, and the other
+/// way round.
+#[test]
+fn collectives_of_the_backward_pass_mirror_those_of_the_forward_pass() {
+    let summary = summarized(("tp-sp", "tp=4"), Target::cpu());
+    let modules = |phase: Phase, op: CollectiveOp| -> BTreeSet<ModulePath> {
+        let part = Part { phase, work: Work::Collective { op, axes: vec!["tp".into()] } };
+        summary.parts.keys().filter(|(_, p)| *p == part).map(|(module, _)| module.clone()).collect()
+    };
+    let (gather, scatter) = (CollectiveOp::AllGather, CollectiveOp::ReduceScatter);
+    for (forward, backward) in [(gather, scatter), (scatter, gather)] {
+        let [forward, backward] = [modules(Phase::Forward, forward), modules(Phase::Backward, backward)];
+        // Two for each of six layers, and the head or the embedding.
+        assert_eq!(forward.len(), 13, "{forward:?}");
+        assert_eq!(forward, backward);
     }
 }
 

@@ -22,6 +22,9 @@ pub struct Costs {
 
 impl Costs {
     pub(crate) fn execute(&self, given: &Given, terminal: &mut Terminal) -> Outcome {
+        // Report all errors in the mesh and the plan before the long part.
+        self.placement.mesh()?;
+        self.placement.plan()?;
         // Nothing runs here: a program may be planned for any device.
         let options = self.placement.options(Backend::Cpu, false, 0)?;
         let prepared = self.predicted.prepare(options, given, terminal)?;

@@ -7,7 +7,8 @@
 //!    forward pass it reads; without such a module, the other of the two. An operation that reads a parameter ends the
 //!    search for these gradients, because what it makes is for the modules before.
 //! 3. Any other operation belongs to the innermost module that all its operands come from.
-//! 4. A reduction belongs to the module of its terms, any other redistribution to that of its first reader.
+//! 4. A reduction belongs to the module of its terms, any other redistribution to that of its first reader, if that module
+//!    is inside the one that is known to need it.
 //!
 //! Before: `%9 = einsum "ac,bc->ab" %8, %1 ; backward`, where `%1` is `up.weight`. After: `… ; backward in up`.
 
@@ -24,25 +25,32 @@ pub(crate) fn attribute(graph: &mut Graph) {
     let nodes: Vec<Value> = graph.nodes().map(Value::from).collect();
     let (moves, others): (Vec<Value>, Vec<Value>) = nodes.into_iter().partition(|&v| graph.op(v).is_redistribution());
     for node in others {
-        assign(graph, node, |graph| found(graph, node, &owners, goals[node.node.index()].as_ref()));
+        if known(graph, node).is_none() {
+            let module = found(graph, node, &owners, goals[node.node.index()].as_ref());
+            refine(graph, node, module);
+        }
     }
+    let reduces = |graph: &Graph, node| matches!(graph.op(node), Op::AllReduce { .. } | Op::ReduceScatter { .. });
     for &node in &moves {
-        if matches!(graph.op(node), Op::AllReduce { .. } | Op::ReduceScatter { .. }) {
-            assign(graph, node, |graph| known(graph, graph.operands(node.node)[0]));
+        if reduces(graph, node) {
+            let module = known(graph, graph.operands(node.node)[0]);
+            refine(graph, node, module);
         }
     }
     for &node in moves.iter().rev() {
-        let first = graph.users(node.node).map(|(user, _)| user).min();
-        assign(graph, node, |graph| known(graph, first?.into()));
+        if !reduces(graph, node) {
+            let first = graph.users(node.node).map(|(user, _)| user).min();
+            let module = first.and_then(|user| known(graph, user.into()));
+            refine(graph, node, module);
+        }
     }
 }
 
-/// Gives a node the module unless it has one.
-fn assign(graph: &mut Graph, node: Value, module: impl FnOnce(&Graph) -> Option<ModulePath>) {
-    if known(graph, node).is_none()
-        && let Some(module) = module(graph)
-    {
-        graph.node_mut(node.node).origin.module = module;
+/// Gives a node a module inside the one that it has.
+fn refine(graph: &mut Graph, node: Value, module: Option<ModulePath>) {
+    let origin = &mut graph.node_mut(node.node).origin;
+    if let Some(inner) = module.filter(|module| module.is_below(&origin.module)) {
+        origin.module = inner;
     }
 }
 
