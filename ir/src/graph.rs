@@ -85,10 +85,15 @@ pub struct Origin {
 impl Origin {
     /// The micro-batch and the module as text; empty if neither is known.
     pub fn location(&self) -> String {
-        let module = (!self.module.is_root()).then(|| self.module.to_string());
-        let micro_batch = self.micro_batch.map(|n| format!("micro-batch {n}"));
-        micro_batch.into_iter().chain(module).collect::<Vec<_>>().join(", ")
+        location(self.micro_batch, &self.module)
     }
+}
+
+/// A micro-batch and a module as text; empty if neither is known.
+pub(crate) fn location(micro_batch: Option<usize>, module: &ModulePath) -> String {
+    let module = (!module.is_root()).then(|| module.to_string());
+    let micro_batch = micro_batch.map(|n| format!("micro-batch {n}"));
+    micro_batch.into_iter().chain(module).collect::<Vec<_>>().join(", ")
 }
 
 /// An operation with its result types and provenance.

@@ -356,6 +356,13 @@ impl Mesh {
             .collect()
     }
 
+    /// The axes along which the coordinates of a group's ranks differ.
+    pub fn spanned(&self, group: &[usize]) -> AxisSet {
+        let coordinates: Vec<Vec<usize>> = group.iter().map(|&rank| self.coords(rank)).collect();
+        let differs = |at: usize| coordinates.iter().any(|c| c[at] != coordinates[0][at]);
+        self.axis_ids().filter(|axis| differs(axis.0 as usize)).collect()
+    }
+
     /// This mesh with `axis` split into a major part of `major` coordinates and a minor part. Ranks keep their numbers.
     /// `None` if `major` does not divide the size of the axis.
     pub fn split(&self, axis: AxisId, major: usize) -> Option<Mesh> {

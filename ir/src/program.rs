@@ -4,9 +4,10 @@
 //! crate depends on the other. Every size, stride and offset is a number, so nothing is decided at run time.
 
 use crate::attention::Attention;
+use crate::graph::location;
 use crate::input::{InputId, InputKind};
 use crate::op::ReduceOp;
-use crate::{DType, Mesh, OutputKind, Phase};
+use crate::{DType, Mesh, ModulePath, OutputKind, Phase};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -123,6 +124,32 @@ impl Part {
     }
 }
 
+/// The operation of a collective, without what it carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum CollectiveOp {
+    AllReduce,
+    AllGather,
+    ReduceScatter,
+    AllToAll,
+}
+
+impl CollectiveOp {
+    /// Every operation.
+    pub const ALL: [CollectiveOp; 4] =
+        [CollectiveOp::AllReduce, CollectiveOp::AllGather, CollectiveOp::ReduceScatter, CollectiveOp::AllToAll];
+
+    /// The mnemonic, `all_reduce` for example.
+    pub const fn name(self) -> &'static str {
+        match self {
+            CollectiveOp::AllReduce => "all_reduce",
+            CollectiveOp::AllGather => "all_gather",
+            CollectiveOp::ReduceScatter => "reduce_scatter",
+            CollectiveOp::AllToAll => "all_to_all",
+        }
+    }
+}
+
 /// The kind of a collective. Buffers are dense; lists have one entry per rank of the group.
 ///
 /// A collective that carries several values has them side by side in `from` and in `to`, each dense,
@@ -191,14 +218,19 @@ pub struct Collective {
 }
 
 impl Collective {
+    /// The operation.
+    pub fn op(&self) -> CollectiveOp {
+        match self.kind {
+            CollectiveKind::AllReduce(_) => CollectiveOp::AllReduce,
+            CollectiveKind::AllGather { .. } => CollectiveOp::AllGather,
+            CollectiveKind::ReduceScatter { .. } => CollectiveOp::ReduceScatter,
+            CollectiveKind::AllToAll { .. } => CollectiveOp::AllToAll,
+        }
+    }
+
     /// The mnemonic, `all_reduce` for example.
     pub fn name(&self) -> &'static str {
-        match self.kind {
-            CollectiveKind::AllReduce(_) => "all_reduce",
-            CollectiveKind::AllGather { .. } => "all_gather",
-            CollectiveKind::ReduceScatter { .. } => "reduce_scatter",
-            CollectiveKind::AllToAll { .. } => "all_to_all",
-        }
+        self.op().name()
     }
 
     /// The bytes that each rank sends in the ring algorithm: `2(n−1)/n` of the value for an all-reduce, `(n−1)/n` for
@@ -303,8 +335,19 @@ pub struct Step {
     pub phase: Phase,
     /// A short name for traces and texts: `einsum`, `loop rms_norm`, …
     pub label: Arc<str>,
-    /// The micro-batch and the module that it belongs to, as text; empty if neither is known.
-    pub module: Arc<str>,
+    /// The micro-batch that it belongs to; none for what there is once.
+    pub micro_batch: Option<usize>,
+    /// The module that it computes a part of; the root if it is unknown. A loop belongs to the module of its last
+    /// operation, a product to its own module whatever its epilogue does, and a collective of several values to the
+    /// innermost module that all of them are in.
+    pub module: ModulePath,
+}
+
+impl Step {
+    /// The micro-batch and the module as text; empty if neither is known.
+    pub fn location(&self) -> String {
+        location(self.micro_batch, &self.module)
+    }
 }
 
 /// The box of a global tensor that a rank holds in a buffer.

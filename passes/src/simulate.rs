@@ -13,7 +13,7 @@ use crate::targets::{DeviceKind, Target};
 use std::collections::{BTreeSet, HashMap};
 use tpc_ir::attention::Attention;
 use tpc_ir::program::{Action, Collective, Contract, Instruction, Loop, RankProgram, Step, View};
-use tpc_ir::{AxisSet, DType, Mesh};
+use tpc_ir::{DType, Mesh};
 
 /// One of the activities of a rank that may overlap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -117,15 +117,8 @@ impl Timeline {
 
 /// Duration of a collective in seconds.
 fn travel(collective: &Collective, mesh: &Mesh, target: &Target) -> f64 {
-    let link = target.links.group(mesh, axes(&collective.group, mesh));
+    let link = target.links.group(mesh, mesh.spanned(&collective.group));
     link.latency + collective.wire_bytes() / link.bandwidth
-}
-
-/// The axes along which the coordinates of a group's ranks differ.
-fn axes(group: &[usize], mesh: &Mesh) -> AxisSet {
-    let coordinates: Vec<Vec<usize>> = group.iter().map(|&rank| mesh.coords(rank)).collect();
-    let differs = |at: usize| coordinates.iter().any(|c| c[at] != coordinates[0][at]);
-    mesh.axis_ids().filter(|axis| differs(axis.0 as usize)).collect()
 }
 
 /// The work of a kernel.

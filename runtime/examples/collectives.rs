@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 use tpc_ir::program::*;
-use tpc_ir::{DType, InputKind, Mesh, Phase, ReduceOp};
+use tpc_ir::{DType, InputKind, Mesh, ModulePath, Phase, ReduceOp};
 use tpc_runtime::{LaunchOptions, RuntimeError, Session, launch};
 
 /// Number of all-reduces per step, by their size.
@@ -36,7 +36,13 @@ fn program(rank: usize, ranks: usize, elements: usize) -> Result<RankProgram, tp
             why: "measured".into(),
         };
         for action in [Action::Start(Box::new(collective)), Action::Wait { tag }] {
-            steps.push(Step { action, phase: Phase::Forward, label: "all_reduce".into(), module: "".into() });
+            steps.push(Step {
+                action,
+                phase: Phase::Forward,
+                label: "all_reduce".into(),
+                micro_batch: None,
+                module: ModulePath::default(),
+            });
         }
     }
     Ok(RankProgram {

@@ -92,7 +92,7 @@ pub(crate) fn json(ranks: &[(&RankProgram, &Trace)]) -> String {
                 _ => None,
             };
             let mut arguments = arguments(&step.action, of);
-            arguments["module"] = json!(&*step.module);
+            arguments["module"] = json!(step.location());
             arguments["phase"] = json!(step.phase.name());
             arguments["action"] = json!(event.action);
             let category = if of.is_some() { "collective" } else { step.phase.name() };

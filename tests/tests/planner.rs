@@ -242,8 +242,8 @@ fn the_command_says_what_was_gained() {
     assert_eq!(planner["steps"][0]["axes"], json!(["tp"]));
     let mut said = HashMap::new();
     for arguments in [
-        "dump-ir --preset mlp --plan tp --mesh tp=2 --memory 1GB",
-        "dump-ir --preset llama --train --plan tp --mesh tp=2 --placements planned --memory 1MB",
+        "dump-ir --preset mlp --plan tp --mesh tp=2 --memory-limit 1GB",
+        "dump-ir --preset llama --train --plan tp --mesh tp=2 --placements planned --memory-limit 1MB",
         "dump-ir --preset llama --plan tp --placements planned",
     ] {
         let (code, _, err) = run(arguments);

@@ -54,7 +54,7 @@ impl Stage {
 }
 
 /// The options of the search.
-const SEARCH: [&str; 5] = ["fp", "enable_rule", "disable_rule", "placements", "memory"];
+const SEARCH: [&str; 5] = ["fp", "enable_rule", "disable_rule", "placements", "memory_limit"];
 
 /// Print a model, or a graph from a file, at a stage of the compiler.
 #[derive(Debug, Args)]

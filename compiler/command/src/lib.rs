@@ -12,6 +12,8 @@
 //! | stages of the compiler as text, collectives and memory as JSON | [`dump_ir`], [`report`] |
 //! | `--plan auto` | `auto` |
 //! | built-in plans in the order of what they are predicted to take | [`plans`] |
+//! | what a plan costs, by module; where two plans differ | [`costs`], [`mod@diff`] |
+//! | the step whose cost these three commands predict; tables as text | [`predicted`]; `columns` |
 //! | a forward pass from files to a file | [`run`](mod@run) |
 //! | training steps, and texts to train on | [`train`] |
 //! | text generation from prompts | [`generate`] |
@@ -25,7 +27,10 @@
 mod auto;
 pub mod bench;
 pub mod calibrate;
+mod columns;
+pub mod costs;
 pub mod data;
+pub mod diff;
 pub mod dump_ir;
 pub mod files;
 pub mod generate;
@@ -35,6 +40,7 @@ mod messages;
 pub mod notes;
 pub mod options;
 pub mod plans;
+pub mod predicted;
 pub mod report;
 pub mod run;
 pub mod saving;
@@ -80,6 +86,8 @@ struct Cli {
 enum Command {
     DumpIr(dump_ir::DumpIr),
     Plans(plans::Plans),
+    Costs(costs::Costs),
+    Diff(diff::Diff),
     Run(run::Run),
     Train(Box<train::Train>),
     Generate(generate::Generate),
@@ -239,9 +247,13 @@ fn execute(
         Command::Train(arguments) => Some((&arguments.running, arguments.reads())),
         Command::Generate(arguments) => Some((&arguments.running, arguments.reads())),
         Command::Bench(arguments) => Some((&arguments.running, Vec::new())),
-        Command::DumpIr(_) | Command::Plans(_) | Command::Calibrate(_) | Command::Launch(_) | Command::Tokenizer(_) => {
-            None
-        }
+        Command::DumpIr(_)
+        | Command::Plans(_)
+        | Command::Costs(_)
+        | Command::Diff(_)
+        | Command::Calibrate(_)
+        | Command::Launch(_)
+        | Command::Tokenizer(_) => None,
     };
     if let Some((running, files)) = joining {
         running.join(|| settings(&files), terminal)?;
@@ -251,6 +263,8 @@ fn execute(
         Command::Launch(arguments) => arguments.execute(terminal),
         Command::DumpIr(arguments) => arguments.execute(given, terminal),
         Command::Plans(arguments) => arguments.execute(given, terminal),
+        Command::Costs(arguments) => arguments.execute(given, terminal),
+        Command::Diff(arguments) => arguments.execute(given, terminal),
         Command::Run(arguments) => arguments.execute(given, terminal),
         Command::Train(arguments) => arguments.execute(given, terminal),
         Command::Generate(arguments) => arguments.execute(given, terminal),
@@ -354,12 +368,20 @@ pub struct Placement {
     /// Who chooses where values lie that the plan says nothing about
     #[arg(long, value_enum, value_name = "WHO", default_value = "given")]
     pub placements: Chosen,
-    /// Memory of one rank that planned placements may need, such as 80GiB or 80GB [default: any]
-    #[arg(long, value_name = "SIZE", value_parser = plans::size)]
-    pub memory: Option<f64>,
+    /// Memory of one rank that a program with planned placements must fit into, such as 80GiB or 80GB [default: any]
+    #[arg(long, value_name = "SIZE", value_parser = predicted::size)]
+    pub memory_limit: Option<f64>,
 }
 
 impl Placement {
+    /// The options that name the plan and the mesh.
+    pub fn flags(&self) -> String {
+        let plan = format!("--plan {}", cut(&self.plan));
+        let mesh = if self.mesh.is_empty() { String::new() } else { format!(" --mesh {}", cut(&self.mesh)) };
+        let placements = if self.placements == Chosen::Planned { " --placements planned" } else { "" };
+        plan + &mesh + placements
+    }
+
     /// The mesh to plan for.
     ///
     /// # Errors
@@ -438,13 +460,13 @@ impl Placement {
     /// # Errors
     /// A rule that does not exist, that is named twice, or that `--fp` forbids.
     pub fn search(&self) -> Outcome<SearchOptions> {
-        if self.memory.is_some() && self.placements == Chosen::Given {
-            return Err(Failure::new("--memory is for --placements planned: the planner chooses what fits"));
+        if self.memory_limit.is_some() && self.placements == Chosen::Given {
+            return Err(Failure::new("--memory-limit is for --placements planned: the planner chooses what fits"));
         }
         let mut search = SearchOptions {
             fp: self.fp.into(),
             placements: self.placements.into(),
-            memory: self.memory.map(|bytes| bytes as usize),
+            memory: self.memory_limit.map(|bytes| bytes as usize),
             ..SearchOptions::default()
         };
         let mut named = HashSet::new();

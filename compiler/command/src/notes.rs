@@ -1,8 +1,8 @@
 //! Notes about a plan on a mesh that a user should see before waiting for a result: ranks that repeat the work of
 //! others, or have no work.
 
+use crate::columns::seconds;
 use crate::options::Chosen;
-use crate::plans::seconds;
 use crate::{Placement, Terminal};
 use std::collections::HashSet;
 use tpc_ir::quote::cut;

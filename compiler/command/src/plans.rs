@@ -1,71 +1,41 @@
 //! `tpc plans`: lists the built-in plans on every mesh with a number of ranks, fastest first.
 
+use crate::columns::{aligned, bytes, seconds};
 use crate::given::Given;
-use crate::options::{Chosen, StepArguments, Types};
-use crate::subject::{Optimizer, Shape, Step, Subject};
+use crate::options::Chosen;
+use crate::predicted::{Predicted, Prepared};
 use crate::{Failure, Outcome, Terminal, target_named};
 use clap::Args;
 use serde_json::{Value as Json, json};
-use std::path::PathBuf;
-use tpc_compiler::plans::{Candidate, Prediction, Ranked, Workload, candidates, ranked};
+use tpc_compiler::plans::{Candidate, Prediction, Ranked, candidates, ranked};
 use tpc_compiler::program::CompileOptions;
-use tpc_ir::DType;
+use tpc_ir::Mesh;
 use tpc_passes::simulate::Lane;
-use tpc_passes::targets::Target;
 use tpc_runtime::session::Backend;
 
 /// List the built-in plans on every mesh by the predicted time of a step; nothing is executed
 #[derive(Debug, Args)]
 pub struct Plans {
-    /// Directory with a config.json (weights are not needed)
-    #[arg(value_name = "MODEL_DIR", required_unless_present = "preset", conflicts_with = "preset")]
-    model: Option<PathBuf>,
-    /// A model that needs no directory: mlp, llama (those of the comparisons), gpt, gpt-learned
-    #[arg(long)]
-    preset: Option<String>,
     /// Number of ranks of every mesh
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     ranks: u32,
     /// Target to plan for: a built-in one (cpu, h100-node, h200-node, ethernet) or a JSON file, as tpc calibrate writes it [default: cpu]
     #[arg(long, value_name = "NAME|FILE")]
     target: Option<String>,
-    /// Memory of one rank, such as 80GiB or 80GB [default: the target's]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    memory: Option<f64>,
     /// Who chooses where values lie that the plan says nothing about; planned placements also fit into the memory if they can
     #[arg(long, value_enum, value_name = "WHO", default_value = "given")]
     placements: Chosen,
     #[command(flatten)]
-    step: StepArguments,
-    #[command(flatten)]
-    shape: Shape,
-    /// The training step, not the forward pass
-    #[arg(long)]
-    train: bool,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    optimizer: Optimizer,
+    predicted: Predicted,
 }
 
 impl Plans {
     pub(crate) fn execute(&self, given: &Given, terminal: &mut Terminal) -> Outcome {
-        self.optimizer.check_used(self.train, self.preset.as_deref(), given)?;
         // Nothing runs here: a program may be planned for any device.
         let target = target_named(self.target.as_deref(), Backend::Cpu)?;
-        let subject = Subject::of(self.preset.as_deref(), self.model.as_deref(), self.shape, terminal)?;
-        let rename = subject.rename();
-        let (workload, has_optimizer) = match self.train {
-            false => (Workload::of_inference(&subject.forward()?, &rename)?, false),
-            true => match subject.step(&self.optimizer)? {
-                Step::Training(step) => (Workload::of_training(&step, &rename)?, true),
-                Step::Backward(step) => (Workload::of_inference(&step, &rename)?, false),
-            },
-        };
-        let step = self.step.options(has_optimizer, given)?;
-        let mut options = CompileOptions { step, ..CompileOptions::new(target) };
-        let memory = self.memory.unwrap_or(options.target.device.capacity);
+        let Prepared { workload, mut options, tokens } =
+            self.predicted.prepare(CompileOptions::new(target), given, terminal)?;
+        let memory = self.predicted.memory(&options.target);
         options.search.placements = self.placements.into();
         options.search.memory = (self.placements == Chosen::Planned).then_some(memory as usize);
         let all = candidates(self.ranks as usize);
@@ -75,16 +45,11 @@ impl Plans {
         let report = Report {
             rows: ranked(&workload, all, &options, memory),
             memory,
-            rate: self.rate(&options.target),
+            rate: self.predicted.rate(&options.target),
             target: &options.target.name,
-            tokens: subject.tokens(),
+            tokens,
         };
-        terminal.print(if self.json { format!("{:#}\n", report.json()) } else { report.table() })
-    }
-
-    /// Floating-point operations per second of one device, for the element type of the products.
-    fn rate(&self, target: &Target) -> f64 {
-        target.device.products.rate(if self.step.precision == Types::Bf16 { DType::BF16 } else { DType::F32 })
+        terminal.print(if self.predicted.json { format!("{:#}\n", report.json()) } else { report.table() })
     }
 }
 
@@ -123,7 +88,7 @@ impl Report<'_> {
                 if row.fits(self.memory) { String::new() } else { "does not fit".into() },
             ]);
         }
-        let mut text = aligned(&cells);
+        let mut text = aligned(&cells, &[0, 7]);
         let memory = bytes(self.memory);
         let impossible =
             |row: &Ranked| row.predicted.as_ref().err().map(|error| (row.candidate.flags(), error.to_string()));
@@ -149,9 +114,7 @@ impl Report<'_> {
     fn json(&self) -> Json {
         let row = |row: &Ranked| {
             let Candidate { name, mesh, .. } = &row.candidate;
-            let axes: serde_json::Map<String, Json> =
-                mesh.axes().iter().map(|axis| (axis.name.clone(), json!(axis.size))).collect();
-            let mut json = json!({ "plan": name, "mesh": axes });
+            let mut json = json!({ "plan": name, "mesh": axes(mesh) });
             match &row.predicted {
                 Ok(predicted) => {
                     let Prediction { timeline, arena_bytes, flops } = predicted;
@@ -178,73 +141,8 @@ impl Report<'_> {
     }
 }
 
-/// Formats rows as columns. The first and the last column are aligned to the left, the others to the right.
-fn aligned<const N: usize>(cells: &[[String; N]]) -> String {
-    let width = |at: usize| cells.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
-    let widths: [usize; N] = std::array::from_fn(width);
-    let line = |row: &[String; N]| {
-        let cell = |at: usize| match at {
-            0 => format!("{:<1$}", row[at], widths[at]),
-            _ if at + 1 == N => row[at].clone(),
-            _ => format!("{:>1$}", row[at], widths[at]),
-        };
-        (0..N).map(cell).collect::<Vec<_>>().join("  ").trim_end().to_string()
-    };
-    cells.iter().map(|row| line(row) + "\n").collect()
-}
-
-/// Formats a number with three digits and the largest unit that makes it at least 1.
-fn scaled(x: f64, units: &[(f64, &str)]) -> String {
-    let &(factor, unit) = units.iter().rev().find(|(factor, _)| x >= *factor).unwrap_or(&units[0]);
-    let x = x / factor;
-    let digits = if x < 10.0 { 2 } else { usize::from(x < 100.0) };
-    format!("{x:.digits$} {unit}")
-}
-
-pub(crate) fn seconds(x: f64) -> String {
-    scaled(x, &[(1e-6, "us"), (1e-3, "ms"), (1.0, "s")])
-}
-
-fn bytes(x: f64) -> String {
-    scaled(x, &[(1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB")])
-}
-
-/// Parses a number of bytes.
-pub(crate) fn size(text: &str) -> Result<f64, String> {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let factor: Option<f64> = match unit {
-        "" | "B" => Some(1.0),
-        "MB" => Some(1e6),
-        "GB" => Some(1e9),
-        "MiB" => Some(f64::from(1 << 20)),
-        "GiB" => Some(f64::from(1 << 30)),
-        _ => None,
-    };
-    let bytes = number.parse::<f64>().ok().zip(factor).map(|(number, factor)| number * factor);
-    bytes.filter(|bytes| *bytes > 0.0).ok_or_else(|| "expected a number of bytes such as 80GiB, 80GB or 512MiB".into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_read() {
-        assert_eq!(size("80GiB"), Ok(80.0 * 1024.0 * 1024.0 * 1024.0));
-        assert_eq!(size("1.5GB"), Ok(1.5e9));
-        assert_eq!(size("12"), Ok(12.0));
-        for wrong in ["", "GB", "0", "-1GB", "5 GB", "5gb", "1.2.3GB"] {
-            assert!(size(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn numbers_have_three_digits() {
-        assert_eq!(
-            [0.0, 2.5e-7, 3.14159e-3, 0.713, 12.34, 123.4].map(seconds),
-            ["0.00 us", "0.25 us", "3.14 ms", "713 ms", "12.3 s", "123 s"]
-        );
-        assert_eq!([0.0, 999.0, 80e9].map(bytes), ["0.00 kB", "1.00 kB", "80.0 GB"]);
-    }
+/// The sizes of a mesh's axes by their names.
+pub(crate) fn axes(mesh: &Mesh) -> Json {
+    let axes = mesh.axes().iter().map(|axis| (axis.name.clone(), json!(axis.size)));
+    Json::Object(axes.collect())
 }

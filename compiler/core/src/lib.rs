@@ -17,6 +17,7 @@
 //! | elements as bytes | `data` |
 //! | facts about the model in the errors of a plan | [`explain`] |
 //! | which plans there are for so many ranks, and what each would cost | [`plans`] |
+//! | what a plan's program costs, by module; where two plans differ | [`summary`] |
 //! | sending compiled programs to the other processes | `together` |
 //! | model families and their files | [`models`] |
 //! | text generation with a cache of keys and values | [`generate`] |
@@ -41,6 +42,7 @@ pub mod plans;
 pub mod pretrained;
 pub mod program;
 pub mod rename;
+pub mod summary;
 pub mod target;
 mod together;
 pub mod trainer;

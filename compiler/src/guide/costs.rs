@@ -74,7 +74,7 @@
 //!
 //! ```sh
 //! tpc dump-ir MODEL_DIR --train --plan tp --mesh tp=8 --batch 8 --seq 8192 --target h100-node --placements planned
-//! tpc train MODEL_DIR --data text.txt --epochs 1 --plan tp --mesh tp=2 --placements planned --memory 12GiB
+//! tpc train MODEL_DIR --data text.txt --epochs 1 --plan tp --mesh tp=2 --placements planned --memory-limit 12GiB
 //! tpc plans MODEL_DIR --ranks 8 --train --batch 8 --seq 4096 --target h100-node --placements planned
 //! ```
 //!
@@ -83,7 +83,7 @@
 //! there is no bound on all. Layers that repeat are placed alike, and a value is kept at one placement. The planned
 //! program is checked like any other: each placement follows from the factor table, and the program computes the model.
 //!
-//! Time is what is minimized. `--memory` limits what a rank needs, which is exact: the size of the arena. Values that the
+//! Time is what is minimized. `--memory-limit` limits what a rank needs, which is exact: the size of the arena. Values that the
 //! backward pass reads then lie where they take less memory, and weights are gathered a second time. If nothing fits, the
 //! error says how much the smallest program needs. In Rust:
 //!
@@ -111,6 +111,27 @@
 //! `--plan auto` uses the first plan of the list; with `--mesh` only plans for that mesh are candidates. In Rust,
 //! [`Trainer::auto`](crate::Trainer::auto) does the same. The simulation takes all ranks to be equally fast, and counts
 //! the blocks of attention that a mask hides like the others.
+//!
+//! # What a plan costs, by module
+//!
+//! `tpc costs` shows what one plan costs the first rank: the kernels and collectives of each module in each phase with their
+//! simulated time, and what the module has in the arena when most of it is in use. `tpc diff` compares two plans. It shows
+//! the totals of both and the rows that differ, the largest change of the step first. `--json` prints the same numbers.
+//!
+//! ```sh
+//! tpc costs --preset llama --train --plan tp --mesh tp=2
+//! tpc diff --preset llama --train --plan tp --plan tp-sp --mesh tp=2      # one mesh for both plans
+//! tpc diff MODEL_DIR --train --plan fsdp --mesh dp=8 --plan 2d --mesh dp=4,tp=2 --target h100-node
+//! ```
+//!
+//! Modules at the same place in equal layers share a row: `model.layers.{0..5}.mlp`. A row has their sum, so the rows add up
+//! to the totals: the column `of the step` to all of the step's time, and `adds to the step` to the difference of both
+//! times. `time` of a collective is how long it is in flight; on a GPU the step only waits for the part that no kernel
+//! hides. A loop belongs to the module of its last operation, a product to its own module whatever its epilogue does, and a
+//! collective of several values to the innermost module that all of them are in. An operation of the backward pass belongs to the module whose parameter it reads or
+//! whose gradient it makes; `(model)` is what belongs to no single module. Memory is `saved values` if the forward pass
+//! leaves it to a later phase, `gradients` if the backward pass leaves it to the optimizer, and `temporaries` if one phase
+//! uses it; `gaps` are bytes between two pieces of the arena.
 //!
 //! # Targets
 //!

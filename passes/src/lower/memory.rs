@@ -12,8 +12,8 @@
 use std::ops::Range;
 use tpc_ir::program::{ALIGNMENT, Action, BufferId, Instruction, RankProgram, View};
 
-/// The first and the last step that uses a buffer.
-type Life = (usize, usize);
+/// The first and the last step that uses a buffer; the last one is the number of steps if the buffer is an output.
+pub type Life = (usize, usize);
 
 /// Assigns an offset to every buffer and the size of the arena. `others` are programs of the same rank that are
 /// executed over the same arena.
@@ -91,7 +91,9 @@ fn overlaps(a: Life, b: Life) -> bool {
     a.0 <= b.1 && b.0 <= a.1
 }
 
-fn lives(program: &RankProgram) -> Vec<Option<Life>> {
+/// The life of each buffer in a run; none of one that the program does not touch. A buffer that is not persistent has its bytes in the
+/// arena for as long.
+pub fn lives(program: &RankProgram) -> Vec<Option<Life>> {
     let mut lives: Vec<Option<Life>> = vec![None; program.buffers.len()];
     let mut touch = |b: BufferId, at: usize| {
         let life = lives[b.0 as usize].get_or_insert((at, at));

@@ -39,6 +39,7 @@ use check_ranks::RankError;
 pub use claims::Claims;
 use contents::ContentsError;
 use launches::Schedule;
+pub use memory::{Life, lives};
 use tpc_ir::Graph;
 use tpc_ir::program::RankProgram;
 

@@ -7,7 +7,7 @@ pub mod sharing;
 pub use recorded::Recorded;
 use std::sync::Arc;
 use tpc_ir::program::*;
-use tpc_ir::{DType, InputKind, Mesh, OutputKind, Phase};
+use tpc_ir::{DType, InputKind, Mesh, ModulePath, OutputKind, Phase};
 
 /// Builds the program of one rank.
 pub struct Builder {
@@ -56,7 +56,13 @@ impl Builder {
 
     pub fn step(&mut self, action: Action) {
         let label: Arc<str> = format!("step {}", self.program.steps.len()).into();
-        self.program.steps.push(Step { action, phase: Phase::Forward, label, module: "".into() });
+        self.program.steps.push(Step {
+            action,
+            phase: Phase::Forward,
+            label,
+            micro_batch: None,
+            module: ModulePath::default(),
+        });
     }
 
     pub fn collective(&mut self, kind: CollectiveKind, group: Vec<usize>, from: &View, to: &View, tag: u32) {

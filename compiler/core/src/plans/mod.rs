@@ -14,8 +14,10 @@ use crate::explain::Facts;
 use crate::import::{Signature, import_with};
 use crate::program::{CompileOptions, Planned, plan_graph};
 use crate::rename::{Rename, renamed};
+use crate::summary::{Summary, attribute};
 use std::cmp::Ordering::Equal;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tpc_ir::program::RankProgram;
 use tpc_ir::{Graph, Mesh};
 use tpc_passes::cost::product_flops;
 use tpc_passes::lower::{lower_rank, schedule};
@@ -137,17 +139,39 @@ impl Workload {
     /// # Errors
     /// As [`compile_training`](crate::program::compile_training).
     pub fn predict(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Prediction, Error> {
+        let Compiled { program, first, flops } = self.compiled(mesh, plan, options)?;
+        let arena_bytes = first.map_or(0, |first| first.arena_bytes).max(program.arena_bytes);
+        Ok(Prediction { timeline: simulate(&program, &options.target), arena_bytes, flops })
+    }
+
+    /// What a plan costs the first rank, by module.
+    ///
+    /// # Errors
+    /// As [`Workload::predict`].
+    pub fn summarize(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Summary, Error> {
+        let Compiled { program, first, .. } = self.compiled(mesh, plan, options)?;
+        Ok(Summary::of(&program, first.as_ref(), &options.target))
+    }
+
+    fn compiled(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Compiled, Error> {
         let step = if self.first.is_some() { options.step.clone() } else { options.step.of_inference() };
         let options = CompileOptions { step, ..options.clone() };
-        let predict = |graph: &Graph| {
-            predict_graph(graph.clone(), mesh, plan, &options).map_err(|error| self.facts.explain(error))
+        let compile = |graph: &Graph| {
+            compile_rank(graph.clone(), mesh, plan, &options).map_err(|error| self.facts.explain(error))
         };
-        let mut steady = predict(&self.steady)?;
-        if let Some(first) = &self.first {
-            steady.arena_bytes = steady.arena_bytes.max(predict(first)?.arena_bytes);
-        }
-        Ok(steady)
+        let (program, flops) = compile(&self.steady)?;
+        let first = self.first.as_ref().map(compile).transpose()?.map(|(program, _)| program);
+        Ok(Compiled { program, first, flops })
     }
+}
+
+/// The programs of the first rank.
+struct Compiled {
+    program: RankProgram,
+    /// That of the first step.
+    first: Option<RankProgram>,
+    /// Floating-point operations of the model's products in a step.
+    flops: f64,
 }
 
 /// A candidate with its prediction, or the reason why it cannot be compiled.
@@ -237,12 +261,12 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], compute: impl Fn(&T) -> R + Sync) 
     done.into_iter().map(|(_, result)| result).collect()
 }
 
-fn predict_graph(graph: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Prediction, Error> {
-    let Planned { logical, placed, .. } = plan_graph(graph, mesh, plan, options, &Beside::default())?;
+/// The program of the first rank, and the floating-point operations of the products of the whole program.
+fn compile_rank(graph: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<(RankProgram, f64), Error> {
+    let Planned { logical, mut placed, .. } = plan_graph(graph, mesh, plan, options, &Beside::default())?;
+    attribute(&mut placed.placed);
     let schedule = schedule(&placed.placed, &options.target, &options.lower);
-    let program = lower_rank(&placed.placed, &schedule, 0)?;
-    let timeline = simulate(&program, &options.target);
-    Ok(Prediction { timeline, arena_bytes: program.arena_bytes, flops: product_flops(&logical) })
+    Ok((lower_rank(&placed.placed, &schedule, 0)?, product_flops(&logical)))
 }
 
 #[cfg(test)]

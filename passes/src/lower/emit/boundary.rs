@@ -31,7 +31,7 @@ impl Emitter<'_> {
         for output in &self.graph.outputs {
             let ty = self.graph.ty(output.value);
             let phase = self.graph.node(output.value.node).origin.phase;
-            self.enter(output.value.node);
+            self.enter(&[output.value.node]);
             let mut view = self.dense(output.value, phase);
             let target = match &output.kind {
                 OutputKind::Update(id) => inputs.get(id).map(|&input| self.views[&Value::from(input)].clone()),

@@ -18,10 +18,8 @@ pub(super) struct Emitter<'a> {
     pub(super) program: RankProgram,
     /// The claim of each step.
     pub(super) claims: Vec<Claim>,
-    /// The micro-batch and the module of the current kernel, as text.
-    module: Arc<str>,
-    /// The texts of all kernels so far, which steps share.
-    modules: HashMap<(Option<usize>, ModulePath), Arc<str>>,
+    /// The micro-batch and the module of the current kernel.
+    location: (Option<usize>, ModulePath),
     /// The view of every value that is in memory.
     pub(super) views: HashMap<Value, View>,
     /// The tag of every collective that was started, by its kernel.
@@ -56,8 +54,7 @@ impl<'a> Emitter<'a> {
             coords: graph.mesh.coords(rank),
             program: RankProgram { mesh: graph.mesh.clone(), rank, ..RankProgram::default() },
             claims: Vec::new(),
-            module: Arc::default(),
-            modules: HashMap::new(),
+            location: Default::default(),
             views: HashMap::new(),
             tags: vec![0; kernels.len()],
             started: 0,
@@ -69,11 +66,12 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Declares that the following steps belong to a node.
-    pub(super) fn enter(&mut self, node: NodeIndex) {
-        let origin = &self.graph.node(node).origin;
-        let module = self.modules.entry((origin.micro_batch, origin.module.clone()));
-        self.module = module.or_insert_with(|| origin.location().into()).clone();
+    /// Declares that the following steps belong to these nodes, and so to the innermost module that all of them are in.
+    pub(super) fn enter(&mut self, nodes: &[NodeIndex]) {
+        let origins = nodes.iter().map(|&node| &self.graph.node(node).origin);
+        let locations = origins.map(|origin| (origin.micro_batch, origin.module.clone()));
+        let common = locations.reduce(|(a, module), (b, other)| (a.filter(|_| a == b), module.common(&other)));
+        self.location = common.unwrap_or_default();
     }
 
     pub(super) fn shape(&self, ty: &Type) -> Vec<usize> {
@@ -106,6 +104,7 @@ impl<'a> Emitter<'a> {
     }
 
     pub(super) fn step(&self, action: Action, phase: Phase, label: impl Into<Arc<str>>) -> Step {
-        Step { action, phase, label: label.into(), module: self.module.clone() }
+        let (micro_batch, module) = self.location.clone();
+        Step { action, phase, label: label.into(), micro_batch, module }
     }
 }

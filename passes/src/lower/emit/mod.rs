@@ -48,7 +48,10 @@ pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProg
     }
     for event in &schedule.order {
         let (Event::Run(k) | Event::Start(k) | Event::Wait(k)) = *event;
-        emitter.enter(kernels[k].last());
+        match &kernels[k] {
+            Kernel::Collective(nodes) | Kernel::Products { products: nodes, .. } => emitter.enter(nodes),
+            kernel => emitter.enter(&[kernel.last()]),
+        }
         match (*event, &kernels[k]) {
             (Event::Run(_), kernel) => run(&mut emitter, kernel, &in_place[k]),
             (Event::Start(_), Kernel::Collective(nodes)) => emitter.start(k, nodes),

@@ -5,7 +5,7 @@ use tpc_ir::program::{
     ALIGNMENT, Action, Binding, Buffer, BufferId, Contract, ContractDim, InputBinding, Instruction, Loop, RankProgram,
     Step, View,
 };
-use tpc_ir::{DType, InputKind, MapFn, Mesh, Phase, ReduceOp};
+use tpc_ir::{DType, InputKind, MapFn, Mesh, ModulePath, Phase, ReduceOp};
 use tpc_runtime::RuntimeError;
 use tpc_runtime::device::attached::Device;
 use tpc_runtime::device::cuda::gpu::{Gpu, GpuOptions};
@@ -37,7 +37,13 @@ impl Small {
     }
 
     pub(super) fn action(&mut self, action: Action) {
-        self.program.steps.push(Step { action, phase: Phase::Forward, label: "step".into(), module: "".into() });
+        self.program.steps.push(Step {
+            action,
+            phase: Phase::Forward,
+            label: "step".into(),
+            micro_batch: None,
+            module: ModulePath::default(),
+        });
     }
 
     /// Seconds per step, as a graph, over many steps.
