@@ -1,23 +1,26 @@
-//! The planner: chooses where every value lies and how every operation is computed, so that the whole program costs least.
+//! The planner chooses where every value lies and how every operation is computed, so that the whole program costs least.
 //!
-//! The rules of the e-graph ([`egraph`](crate::egraph)) move, merge and remove the redistributions that are in a program.
-//! They do not change the placement of a whole residual stream, since every single step of that costs more. The planner
-//! does: it leaves the redistributions out ([`Logical`]), lists for every value the placements and for every operation
-//! the strategies that the factor table allows along one mesh axis ([`Space`]), and finds the cheapest combination with a
-//! proof of how far from the least cost it can be ([`mod@solve`]). With several axes it plans one after the other until none
-//! of them changes anything, and then every two of them together. Parameters, states and the outputs of the program stay
-//! where the plan has them.
+//! The rules of the e-graph ([`egraph`](crate::egraph)) move, merge and remove the redistributions of a program. They do not
+//! change the placement of a whole residual stream, since every single step towards that costs more. The planner does. It
+//! leaves the redistributions out (`logical.rs`). For every value it lists the placements, and for every operation the
+//! strategies, that the factor table allows along one mesh axis (`strategy.rs`, `space.rs`). It finds the cheapest
+//! combination and a bound that no combination costs less than (`solve.rs`). With several axes it plans one after the other
+//! until none of them changes anything, and then every two of them together. Parameters, states and the outputs of the
+//! program stay where the plan has them.
+//!
+//! The costs are those of [`cost`](crate::cost): nothing overlaps. A value is kept at one placement, and layers that repeat
+//! are placed alike; the bound holds for all choices of that kind.
 //!
 //! Before, under the plan `tp`: every norm on every rank, `%40 = all_reduce tp sum %39`, `%41 = add %30, %40`.
 //! After: `%40 = reduce_scatter tp sum dim=1 %39`, `%41 = add %30, %40 : f32[8, 512@tp, 512]`, norms on one part of the
 //! sequence, `%60 = all_gather tp dim=1 %59`: sequence parallelism, which the plan does not ask for.
 //!
-//! The state of the art does this with an integer program (Alpa, Zheng et al., 2022; Meta's autoparallel).
+//! Alpa (Zheng et al., 2022) and Meta's autoparallel solve the same problem as an integer program.
 
 mod costs;
 mod eliminate;
 mod emit;
-pub mod logical;
+mod logical;
 mod network;
 mod shift;
 mod solve;
@@ -44,7 +47,7 @@ pub enum Placements {
     /// They follow from the placements that the plan gives; only the rules of the e-graph change them.
     #[default]
     Given,
-    /// The planner. What the plan says of values inside the program is a suggestion then;
+    /// The planner chooses them. What the plan says of values inside the program is only where the planner begins;
     /// parameters, states, data and results stay where the plan has them.
     Planned,
 }
@@ -76,9 +79,9 @@ pub struct AxesReport {
     pub variables: usize,
     /// States of all variables.
     pub states: usize,
-    /// Seconds of the solution.
+    /// Seconds of the solution, with what its memory costs if memory has a price.
     pub seconds: f64,
-    /// No solution takes fewer seconds.
+    /// No solution takes fewer seconds, counted in the same way.
     pub bound: f64,
 }
 
@@ -113,9 +116,11 @@ impl PlannerReport {
     }
 }
 
-/// Plans a placed graph for a target. `price` is what a byte costs, in seconds, that a rank keeps from the forward to the
-/// backward pass: a higher price leads to a program that takes less memory and more time. Gives the cheapest program that was found if it costs less than the graph and both
-/// proofs hold of it ([`check`], [`denotes`]); with a price, a program that costs more is taken, too.
+/// Plans a placed graph for a target. The result is none if the planner finds nothing that costs less than the graph, or
+/// if one of the proofs ([`check`], [`denotes`]) does not hold of what it finds.
+///
+/// `price` is what a byte costs, in seconds, that a rank keeps from the forward to the backward pass. A higher price leads to
+/// a program that takes less memory and more time, so with a price a result may cost more seconds than the graph.
 pub fn plan(graph: &Graph, target: &Target, price: f64) -> (Option<Graph>, PlannerReport) {
     let before = graph_seconds(target, graph);
     let mut report = PlannerReport { before, after: before, ..PlannerReport::default() };

@@ -71,7 +71,7 @@ impl Solved {
 
     /// Whether the solution is this near to the bound, as a share of its cost.
     fn is_within(&self, gap: f64) -> bool {
-        self.cost - self.bound <= gap * self.cost
+        self.cost.is_finite() && self.cost - self.bound <= gap * self.cost
     }
 }
 
