@@ -4,12 +4,11 @@
 use super::logical::{Logical, ValueId};
 use super::space::Choice;
 use crate::redistribute::{redistribute, reduced};
-use crate::rules::Rule;
 use rustc_hash::FxHashMap;
 use tpc_ir::{Graph, Op, Origin, Output, Sharding, Value};
 
 /// The placed program of a choice; `None` if the factor table does not allow a strategy.
-pub fn emit(logical: &Logical, rows: &[Option<Rule>], choice: &Choice) -> Option<Graph> {
+pub fn emit(logical: &Logical, choice: &Choice) -> Option<Graph> {
     let old = logical.graph;
     let mut new = Graph::new(old.mesh.clone());
     let mut at = Kept { values: Vec::new(), moved: FxHashMap::default() };
@@ -17,7 +16,7 @@ pub fn emit(logical: &Logical, rows: &[Option<Rule>], choice: &Choice) -> Option
         let n = old.node(operation.node);
         let origin = &n.origin;
         let kept = |v: ValueId| &choice.kept[logical.like(v)];
-        let (Some(row), Some(strategy)) = (&rows[operation.like], &choice.strategies[operation.like]) else {
+        let (Some(row), Some(strategy)) = (&operation.rule, &choice.strategies[operation.like]) else {
             let value = new.push(n.op.clone(), &[], n.types[0].clone(), origin);
             at.keep(&mut new, value, kept(operation.results[0]), origin);
             continue;

@@ -5,6 +5,7 @@
 //! search is as large as one layer however deep the model is.
 
 use crate::rebuild::live;
+use crate::rules::{Rule, rule};
 use petgraph::graph::NodeIndex;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
@@ -26,6 +27,8 @@ pub struct Operation {
     pub operands: Vec<ValueId>,
     /// What it computes, one value for each result.
     pub results: Vec<ValueId>,
+    /// Its row of the factor table; an input of the program has none.
+    pub rule: Option<Rule>,
     /// The operation that it is placed like, which may be itself.
     pub like: OperationId,
 }
@@ -96,7 +99,10 @@ impl<'a> Logical<'a> {
                 values.len() - 1
             };
             let results = n.types.iter().enumerate().map(result).collect();
-            logical.operations.push(Operation { node, operands, results, like });
+            let types: Vec<&Type> = graph.operands(node).into_iter().map(|v| graph.ty(v)).collect();
+            let computes = !matches!(n.op, Op::Input { .. });
+            let rule = computes.then(|| rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>()));
+            logical.operations.push(Operation { node, operands, results, rule, like });
         }
         for output in &graph.outputs {
             let value = of[&output.value];

@@ -38,7 +38,7 @@ use logical::{Logical, ValueId};
 use network::Solved;
 use rustc_hash::{FxHashMap, FxHashSet};
 use solve::{Effort, solve};
-use space::{Choice, Space, rows};
+use space::{Choice, Space};
 use tpc_ir::{AxisId, Graph, InputId, MapFn, Op};
 
 /// Who chooses where values lie that the plan says nothing about.
@@ -125,12 +125,11 @@ pub fn plan(graph: &Graph, target: &Target, price: f64) -> (Option<Graph>, Plann
     let before = graph_seconds(target, graph);
     let mut report = PlannerReport { before, after: before, ..PlannerReport::default() };
     let logical = Logical::of(graph);
-    let rows = rows(&logical);
     let costs = Costs::new(target, &graph.mesh, price);
-    let mut choice = Choice::of(&logical, &rows);
+    let mut choice = Choice::of(&logical);
     let axes: Vec<AxisId> = graph.mesh.axis_ids().filter(|&axis| graph.mesh.size(axis) > 1).collect();
     let mut step = |axes: &[AxisId], effort: Effort| {
-        let space = Space::along(axes, &logical, &rows, &choice, &costs);
+        let space = Space::along(axes, &logical, &choice, &costs);
         let Solved { states, cost, bound } = solve(&space.network, effort);
         choice = space.chosen(&states, &choice);
         let (variables, states) = (space.network.unary.len(), space.network.unary.iter().map(Vec::len).sum());
@@ -153,7 +152,7 @@ pub fn plan(graph: &Graph, target: &Target, price: f64) -> (Option<Graph>, Plann
         }
     }
     report.complete = axes.len() <= TOGETHER;
-    if let Some(mut planned) = emit(&logical, &rows, &choice) {
+    if let Some(mut planned) = emit(&logical, &choice) {
         explain(&mut planned);
         let after = graph_seconds(target, &planned);
         if (after < before || price > 0.0) && check(&planned).is_ok() && denotes(&planned, graph).is_ok() {

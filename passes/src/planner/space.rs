@@ -11,7 +11,6 @@ use super::logical::{Logical, Operation, OperationId, ValueId};
 use super::network::{Network, Variable};
 use super::strategy::{Placed, Strategy, add, placements, without};
 use crate::redistribute::reduced;
-use crate::rules::{Rule, rule};
 use rustc_hash::FxHashMap;
 use tpc_ir::{AxisId, Op, Sharding, Type};
 
@@ -24,27 +23,17 @@ pub struct Choice {
     pub strategies: Vec<Option<Strategy>>,
 }
 
-/// The factor table's rows of the operations; inputs of the program have none.
-pub fn rows(logical: &Logical) -> Vec<Option<Rule>> {
-    let row = |operation: &Operation| {
-        let op = &logical.graph.node(operation.node).op;
-        let types = logical.types(&operation.operands);
-        (!matches!(op, Op::Input { .. })).then(|| rule(op, &types, &logical.types(&operation.results)))
-    };
-    logical.operations.iter().map(row).collect()
-}
-
 impl Choice {
     /// What the placed graph does: values are kept where their last redistribution brings them.
-    pub fn of(logical: &Logical, rows: &[Option<Rule>]) -> Choice {
-        let strategy = |(operation, row): (&Operation, &Option<Rule>)| {
+    pub fn of(logical: &Logical) -> Choice {
+        let strategy = |operation: &Operation| {
             let graph = logical.graph;
             let operands: Vec<&Type> = graph.operands(operation.node).into_iter().map(|v| graph.ty(v)).collect();
-            Some(Strategy::of(row.as_ref()?, &operands, &logical.types(&operation.results)))
+            Some(Strategy::of(operation.rule.as_ref()?, &operands, &logical.types(&operation.results)))
         };
         Choice {
             kept: logical.values.iter().map(|v| v.versions[v.versions.len() - 1].clone()).collect(),
-            strategies: logical.operations.iter().zip(rows).map(strategy).collect(),
+            strategies: logical.operations.iter().map(strategy).collect(),
         }
     }
 }
@@ -61,23 +50,16 @@ pub struct Space {
 
 impl Space {
     /// The choices along some axes.
-    pub fn along(axes: &[AxisId], logical: &Logical, rows: &[Option<Rule>], choice: &Choice, costs: &Costs) -> Space {
+    pub fn along(axes: &[AxisId], logical: &Logical, choice: &Choice, costs: &Costs) -> Space {
         let mut space =
             Space { network: Network::default(), values: FxHashMap::default(), operations: FxHashMap::default() };
-        space.add_values(axes, logical, rows, choice, costs);
-        space.add_operations(axes, logical, rows, choice, costs);
+        space.add_values(axes, logical, choice, costs);
+        space.add_operations(axes, logical, choice, costs);
         space.connect(logical, costs);
         space
     }
 
-    fn add_values(
-        &mut self,
-        axes: &[AxisId],
-        logical: &Logical,
-        rows: &[Option<Rule>],
-        choice: &Choice,
-        costs: &Costs,
-    ) {
+    fn add_values(&mut self, axes: &[AxisId], logical: &Logical, choice: &Choice, costs: &Costs) {
         for (v, value) in logical.values.iter().enumerate().filter(|(_, value)| !value.constant) {
             let like = logical.like(v);
             let ty = logical.ty(like);
@@ -89,7 +71,7 @@ impl Space {
                 versions.cloned().for_each(|at| add(&mut states, at));
                 let (maker, result) = logical.makers[v];
                 let operation = &logical.operations[maker];
-                if let (Some(strategy), Some(row)) = (&choice.strategies[maker], &rows[maker]) {
+                if let (Some(strategy), Some(row)) = (&choice.strategies[maker], &operation.rule) {
                     let operands = logical.types(&operation.operands);
                     let made = strategy.along(axes, row, &operands, &logical.types(&operation.results));
                     made.into_iter().for_each(|(_, mut placed)| add(&mut states, placed.results.swap_remove(result)));
@@ -115,18 +97,11 @@ impl Space {
         }
     }
 
-    fn add_operations(
-        &mut self,
-        axes: &[AxisId],
-        logical: &Logical,
-        rows: &[Option<Rule>],
-        choice: &Choice,
-        costs: &Costs,
-    ) {
+    fn add_operations(&mut self, axes: &[AxisId], logical: &Logical, choice: &Choice, costs: &Costs) {
         let mut counts = vec![0.0; logical.operations.len()];
         logical.operations.iter().for_each(|operation| counts[operation.like] += 1.0);
         for (o, operation) in logical.operations.iter().enumerate().filter(|(o, operation)| operation.like == *o) {
-            let (Some(row), Some(strategy)) = (&rows[o], &choice.strategies[o]) else { continue };
+            let (Some(row), Some(strategy)) = (&operation.rule, &choice.strategies[o]) else { continue };
             let op = &logical.graph.node(operation.node).op;
             if matches!(op, Op::Fill(_) | Op::Iota) {
                 continue;
@@ -172,12 +147,11 @@ impl Space {
             let (ty, gradient) = (logical.ty(v), logical.values[v].gradient);
             let cost = |at: usize, strategy: usize| {
                 let placed = &options[strategy].1;
-                let seconds = match slot {
-                    Slot::Operand(i) => costs.moved(ty, &kept[at], &placed.operands[i], gradient),
-                    Slot::Result(i) => costs.moved(ty, &placed.results[i], &kept[at], gradient),
-                };
-                // Nothing, however often it happens, costs nothing.
-                if seconds == 0.0 { 0.0 } else { seconds * count }
+                count
+                    * match slot {
+                        Slot::Operand(i) => costs.moved(ty, &kept[at], &placed.operands[i], gradient),
+                        Slot::Result(i) => costs.moved(ty, &placed.results[i], &kept[at], gradient),
+                    }
             };
             self.network.add(*value, *operation, cost);
         }
