@@ -63,7 +63,7 @@ pub mod search {
     #[doc(inline)]
     pub use tpc_passes::egraph::{FloatingPoint, SearchOptions, SearchReport};
     #[doc(inline)]
-    pub use tpc_passes::planner::{AxesReport, Placements, PlannerReport};
+    pub use tpc_passes::planner::{AxesReport, PlacementSource, PlannerReport};
 }
 
 /// The parts of a [`Target`], the machine that a program is compiled for.

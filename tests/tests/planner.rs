@@ -1,4 +1,4 @@
-//! Placements that the planner chooses: what they gain over those that follow from a plan, how far from the best they can
+//! PlacementSource that the planner chooses: what they gain over those that follow from a plan, how far from the best they can
 //! be, the limit on memory, and that they compute what the model computes.
 
 use serde_json::json;
@@ -13,7 +13,7 @@ use tpc_compiler::program::{CompileOptions, Placed, place};
 use tpc_ir::{Graph, Op, OutputKind, text};
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::lower::{LowerOptions, lower_rank, schedule};
-use tpc_passes::planner::{Placements, PlannerReport};
+use tpc_passes::planner::{PlacementSource, PlannerReport};
 use tpc_passes::styles::{ColwiseParallel, Plan, parallelize_module};
 use tpc_passes::targets::Target;
 use tpc_tests::captured::rename;
@@ -67,7 +67,7 @@ impl Step {
 }
 
 fn planned(memory: Option<usize>) -> SearchOptions {
-    SearchOptions { placements: Placements::Planned, memory, ..SearchOptions::default() }
+    SearchOptions { placements: PlacementSource::Planned, memory, ..SearchOptions::default() }
 }
 
 /// Bytes that the first rank needs.

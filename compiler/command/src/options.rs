@@ -5,7 +5,7 @@ use crate::{Failure, Outcome};
 use clap::{Args, ValueEnum};
 use tpc_passes::egraph::FloatingPoint;
 use tpc_passes::options::{Precision, Reduction, StepOptions};
-use tpc_passes::planner::Placements;
+use tpc_passes::planner::PlacementSource;
 
 /// Element types of compute and communication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -62,11 +62,11 @@ pub enum Chosen {
     Planned,
 }
 
-impl From<Chosen> for Placements {
+impl From<Chosen> for PlacementSource {
     fn from(chosen: Chosen) -> Self {
         match chosen {
-            Chosen::Given => Placements::Given,
-            Chosen::Planned => Placements::Planned,
+            Chosen::Given => PlacementSource::Given,
+            Chosen::Planned => PlacementSource::Planned,
         }
     }
 }

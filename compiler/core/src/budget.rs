@@ -87,9 +87,10 @@ pub(crate) fn within<P, E: From<BudgetError>>(
 mod tests {
     use super::*;
 
-    /// A program that takes 100 bytes and a second for nothing, and fewer bytes and more seconds the higher the price is.
+    /// A program that takes 100 bytes and a second for nothing, and fewer bytes and more seconds the higher the price is,
+    /// but no fewer than 60.
     fn sized(price: f64) -> Result<Taken, BudgetError> {
-        let bytes = 100 - (40.0 * price / (price + 0.01)) as usize;
+        let bytes = 100 - (1000.0 * price).min(40.0) as usize;
         Ok(Taken { bytes, seconds: 1.0 + price })
     }
 

@@ -29,7 +29,7 @@ use tpc_passes::kept::place_kept;
 use tpc_passes::lower::{LowerOptions, lower_rank, lower_sharing_inputs, schedule};
 use tpc_passes::optimize::optimize;
 use tpc_passes::options::{StepOptions, accumulate::running_sums, on_captured, on_logical};
-use tpc_passes::planner::Placements;
+use tpc_passes::planner::PlacementSource;
 use tpc_passes::propagate::propagate;
 use tpc_passes::reshard::reshard_after_forward;
 use tpc_passes::styles::{Annotations, Plan};
@@ -180,7 +180,7 @@ pub fn place(logical: &Graph, annotations: &Annotations, options: &CompileOption
     let CompileOptions { target, search, step, lower, .. } = options;
     let place = |price| place_at_price(logical, annotations, target, search, step, price);
     match search.memory {
-        Some(limit) if search.placements == Placements::Planned => within(limit, place, |placed: &Placed| {
+        Some(limit) if search.placements == PlacementSource::Planned => within(limit, place, |placed: &Placed| {
             let schedule = schedule(&placed.placed, target, lower);
             let bytes = lower_rank(&placed.placed, &schedule, 0)?.arena_bytes;
             Ok(Taken { bytes, seconds: placed.report.after })

@@ -93,8 +93,8 @@
 //! error says how much the smallest program needs. In Rust:
 //!
 //! ```
-//! use tpc::search::{Placements, SearchOptions};
-//! let search = SearchOptions { placements: Placements::Planned, memory: Some(12 << 30), ..SearchOptions::default() };
+//! use tpc::search::{PlacementSource, SearchOptions};
+//! let search = SearchOptions { placements: PlacementSource::Planned, memory: Some(12 << 30), ..SearchOptions::default() };
 //! # fn with<M, O>(trainer: tpc::Trainer<M, O>, search: SearchOptions) -> tpc::Trainer<M, O> {
 //! trainer.search(search)
 //! # }

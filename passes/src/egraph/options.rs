@@ -1,7 +1,7 @@
 //! What a search may do.
 
 use super::rules::{Rule, RuleId, Tag, all_rules};
-use crate::planner::Placements;
+use crate::planner::PlacementSource;
 use std::collections::BTreeSet;
 
 /// What rules may do to floating-point results. A plan that cuts a summed index takes sums in parts whatever this says.
@@ -35,7 +35,7 @@ pub struct SearchOptions {
     /// Rules that are switched off.
     pub disabled: BTreeSet<RuleId>,
     /// Who chooses where values lie that the plan says nothing about.
-    pub placements: Placements,
+    pub placements: PlacementSource,
     /// Bytes of memory that planned placements may need on a rank; nothing stands for any number.
     pub memory: Option<usize>,
     /// Most e-nodes, if that is less than what the program's size allows ([`Bounds`](super::Bounds)).
@@ -53,7 +53,7 @@ impl Default for SearchOptions {
             // It multiplies the search by every dimension that could be scattered, and only pays when a whole residual
             // stream follows, which changing few classes at a time does not find.
             disabled: BTreeSet::from([RuleId::SPLIT]),
-            placements: Placements::default(),
+            placements: PlacementSource::default(),
             memory: None,
             node_limit: 1_000_000,
             rounds: 8,

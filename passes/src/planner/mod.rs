@@ -43,7 +43,7 @@ use tpc_ir::{AxisId, Graph, InputId, MapFn, Op};
 
 /// Who chooses where values lie that the plan says nothing about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Placements {
+pub enum PlacementSource {
     /// They follow from the placements that the plan gives; only the rules of the e-graph change them.
     #[default]
     Given,

@@ -9,7 +9,7 @@ use tpc_passes::egraph::SearchOptions;
 use tpc_passes::egraph::rules::RuleId;
 use tpc_passes::lower::LowerOptions;
 use tpc_passes::options::{Precision, Reduction, StepOptions};
-use tpc_passes::planner::Placements;
+use tpc_passes::planner::PlacementSource;
 use tpc_passes::targets::{Link, Target};
 
 /// The optimizer of a training step.
@@ -265,7 +265,7 @@ impl Ways {
         SearchOptions {
             disabled: RuleId::all().filter(|rule| self.disabled.contains(&rule.number())).collect(),
             blocks: self.blocks,
-            placements: if self.planned { Placements::Planned } else { Placements::Given },
+            placements: if self.planned { PlacementSource::Planned } else { PlacementSource::Given },
             ..SearchOptions::default()
         }
     }
