@@ -9,6 +9,7 @@ use tpc_compiler::pretrained::load_weights;
 use tpc_compiler::program::CompileOptions;
 use tpc_ir::{InputKind, OutputKind};
 use tpc_passes::options::{Precision, StepOptions};
+use tpc_passes::planner::PlacementSource;
 use tpc_tests::eager::numbers;
 use tpc_tests::training::{mesh, plan};
 
@@ -26,8 +27,17 @@ fn prompts(vocabulary: usize) -> Vec<Vec<i64>> {
 }
 
 fn generator(dir: &ModelDir, name: &str, on: &str, limits: Limits) -> Result<Generator, Error> {
-    let options = CompileOptions::for_cpu();
-    let mut generator = Generator::launch(&dir.config, &mesh(on), &plan(name), &options, Default::default(), limits)?;
+    generator_with(&CompileOptions::for_cpu(), dir, name, on, limits)
+}
+
+fn generator_with(
+    options: &CompileOptions,
+    dir: &ModelDir,
+    name: &str,
+    on: &str,
+    limits: Limits,
+) -> Result<Generator, Error> {
+    let mut generator = Generator::launch(&dir.config, &mesh(on), &plan(name), options, Default::default(), limits)?;
     load_weights(generator.session()?, &dir.weight_map(), &dir.weights)?;
     Ok(generator)
 }
@@ -115,12 +125,21 @@ fn tokens_are_those_of_transformers() {
         let Reference { model, smallest_gap, prompts, expected } = serde_json::from_slice(&file).unwrap();
         assert!(smallest_gap > 1e-4 && expected.iter().all(|tokens| tokens.len() == 64), "{family}");
         let dir = ModelDir::open(data.join(model)).unwrap();
-        for (plan, on) in [("none", ""), ("tp", "tp=2"), ("tp", "tp=4"), ("2d", "dp=2,tp=2")] {
-            let mut generator = generator(&dir, plan, on, limits(&prompts, 64)).unwrap();
+        for (plan, on, placements) in [
+            ("none", "", PlacementSource::Given),
+            ("tp", "tp=2", PlacementSource::Given),
+            ("tp", "tp=4", PlacementSource::Given),
+            ("2d", "dp=2,tp=2", PlacementSource::Given),
+            ("tp", "tp=2", PlacementSource::Planned),
+            ("2d", "dp=2,tp=2", PlacementSource::Planned),
+        ] {
+            let mut options = CompileOptions::for_cpu();
+            options.search.placements = placements;
+            let mut generator = generator_with(&options, &dir, plan, on, limits(&prompts, 64)).unwrap();
             let asked = Generate { new_tokens: 64, ..Generate::default() };
             let texts = generator.generate(&prompts, &asked, &mut |_| true).unwrap();
             let found: Vec<Vec<i64>> = texts.into_iter().map(|text| text.tokens).collect();
-            assert_eq!(found, expected, "{family}, {plan} on {on}");
+            assert_eq!(found, expected, "{family}, {plan} on {on}, placements {placements:?}");
         }
     }
 }

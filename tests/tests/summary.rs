@@ -205,6 +205,10 @@ fn tables_show_modules_phases_and_collectives() {
     insta::assert_snapshot!("costs_mlp", run("costs --preset mlp --plan tp --mesh tp=2"));
     insta::assert_snapshot!("diff_llama", run(&format!("diff {LLAMA} --plan tp --plan tp-sp --mesh tp=2")));
     insta::assert_snapshot!(
+        "diff_planned",
+        run(&format!("diff {LLAMA} --plan tp --plan tp --mesh tp=2 --placements given --placements planned"))
+    );
+    insta::assert_snapshot!(
         "diff_llama_h100",
         run(&format!("diff {LLAMA} --plan 2d --plan tp-sp-fsdp --mesh dp=2,tp=2 --target h100-node"))
     );

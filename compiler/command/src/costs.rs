@@ -8,6 +8,7 @@ use crate::{Outcome, Placement, Terminal};
 use clap::Args;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
+use tpc_compiler::program::CompileOptions;
 use tpc_compiler::summary::{Amount, ByModule, Content, Cost, Modules, Part, Summary, Work, rows};
 use tpc_runtime::session::Backend;
 
@@ -66,8 +67,9 @@ impl Costs {
 /// A plan or a mesh that does not exist; a plan that does not fit.
 pub(crate) fn summary(placement: &Placement, prepared: &Prepared, terminal: &mut Terminal) -> Outcome<Summary> {
     let (mesh, plan) = (placement.mesh()?, placement.plan()?);
-    placement.note(&mesh, &plan, &prepared.options.target, terminal);
-    let summary = prepared.workload.summarize(&mesh, &plan, &prepared.options);
+    let options = CompileOptions { search: placement.search()?, ..prepared.options.clone() };
+    placement.note(&mesh, &plan, &options.target, terminal);
+    let summary = prepared.workload.summarize(&mesh, &plan, &options);
     summary.map_err(|error| placement.failure(error))
 }
 
