@@ -83,10 +83,10 @@
 //! there is no bound on all. Layers that repeat are placed alike, and a value is kept at one placement. The planned
 //! program is checked like any other: each placement follows from the factor table, and the program computes the model.
 //!
-//! The planner counts the time of all operations and collectives, as if nothing overlapped. On a GPU, where gathers of
-//! parameters and reductions of gradients are mostly hidden, the placements of a data-parallel plan may therefore be
-//! faster as they are given: `tpc plans` simulates the overlap, and `tpc diff --plan fsdp --plan fsdp --placements given
-//! --placements planned` shows what changes.
+//! The planner counts the time of all operations and collectives, as if nothing overlapped and no loop were fused. On a GPU,
+//! where gathers of parameters and reductions of gradients are mostly hidden, the placements of a data-parallel plan may
+//! therefore be faster as they are given: `tpc plans` simulates the compiled programs, and `tpc diff --plan fsdp --plan
+//! fsdp --placements given --placements planned` shows what changes.
 //!
 //! Time is what is minimized. `--memory-limit` limits what a rank needs, which is exact: the size of the arena. Values that the
 //! backward pass reads then lie where they take less memory, and weights are gathered a second time. If nothing fits, the
