@@ -95,7 +95,10 @@
 //! ```
 //! use tpc::search::{PlacementSource, SearchOptions};
 //! let search = SearchOptions { placements: PlacementSource::Planned, memory: Some(12 << 30), ..SearchOptions::default() };
-//! # fn with<M, O>(trainer: tpc::Trainer<M, O>, search: SearchOptions) -> tpc::Trainer<M, O> {
+//! # fn with<M: burn::module::Module + 'static, O: burn::optim::Optimizer + 'static>(
+//! #     trainer: tpc::Trainer<M, O>,
+//! #     search: SearchOptions,
+//! # ) -> tpc::Trainer<M, O> {
 //! trainer.search(search)
 //! # }
 //! ```
