@@ -86,7 +86,8 @@ fn note_planner(report: &PlannerReport, terminal: &mut Terminal) {
         false => "the planner found no cheaper placements by the cost model".into(),
     };
     terminal.note(match report.gap() {
-        Some(gap) => format!("{gained}; others could be at most {:.2}% cheaper", 100.0 * gap),
+        // A bound is rounded up.
+        Some(gap) => format!("{gained}; others could be at most {:.2}% cheaper", (1e4 * gap).ceil().max(1.0) / 100.0),
         None => format!("{gained}; how much cheaper others could be is not known for a mesh of more than two axes"),
     });
 }
