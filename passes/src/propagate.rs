@@ -97,8 +97,7 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
         let types: Vec<&Type> = moved.iter().map(|&v| new.ty(v)).collect();
         let results: Vec<Type> = (0..n.types.len())
             .map(|r| {
-                let one = Rule { results: vec![row.results[r].clone()], ..row.clone() };
-                let s = place(&one, &types, None).expect("the strategy satisfies the rule");
+                let s = place(&row.of_result(r), &types, None).expect("the strategy satisfies the rule");
                 n.types[r].placed(s)
             })
             .collect();

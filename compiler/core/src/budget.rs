@@ -8,13 +8,13 @@
 /// Most times that the price is raised. The last price is far beyond what any move costs.
 const RAISED: usize = 10;
 
-/// By how much.
+/// The factor by which it is raised.
 const STEP: f64 = 8.0;
 
 /// How often the interval that holds the lowest price is halved.
 const HALVED: usize = 4;
 
-/// The first price, in terms of the time of a step for all the memory that it takes.
+/// The first price, as a share of the time of a step divided by the memory that the step takes.
 const FIRST: f64 = 1e-3;
 
 /// No program that the planner finds fits.

@@ -158,8 +158,8 @@ fn graph_subs(graph: &Graph, node: NodeIndex) -> Subscripts {
 /// A number above every letter of an operation.
 const FREE: Letter = 128;
 
-/// Whether a sum is over batch letters of a product that has no other reader. Both operands have these letters, so the
-/// product can sum over them. (Letters of only one operand are cheaper to sum before or after the product.)
+/// Whether a product can take over a sum: only the sum reads the product, and both operands of the product have all letters
+/// that are summed. (It is cheaper to sum a letter of only one operand before or after the product.)
 fn sums_product(graph: &Graph, node: NodeIndex, new: &Graph, operand: Value) -> bool {
     let source = graph.operands(node)[0].node;
     let (Op::Einsum { subs: inner }, Op::Reduce { subs, .. }) = (new.op(operand), &graph.node(node).op) else {

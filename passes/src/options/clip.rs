@@ -1,5 +1,5 @@
 //! Clipping by global norm, as in `torch.nn.utils.clip_grad_norm_`: all gradients are scaled by `min(1, max_norm /
-//! (norm + 1e-6))`, where `norm` is the L2 norm of all of them together.
+//! (norm + 1e-6))`, where `norm` is the L2 norm of one vector that holds all gradients.
 //!
 //! The pass adds only plain reductions to the unplaced graph, so the norm is correct under every plan: the sum of
 //! squares of a sharded gradient is a partial sum, that of a replicated gradient is counted once, and the sum over all

@@ -1,6 +1,6 @@
-//! Solves a cost network by eliminating one variable after the other (bucket elimination: Dechter, 1999).
+//! Solves a cost network by eliminating one variable after another (bucket elimination: Dechter, 1999).
 //!
-//! Eliminating a variable replaces all tables that mention it by one table over the variables it shares them with, which
+//! Eliminating a variable replaces all tables that mention it by one table over the other variables in these tables, which
 //! holds the least cost over its states. The order is greedy: the next variable is the one whose table is smallest. Where
 //! a table would have more entries than allowed, the tables of the variable are divided into groups that are small
 //! enough, and each group takes its own minimum (mini-buckets: Dechter and Rish, 2003). Then the result is no longer

@@ -5,7 +5,7 @@ use super::logical::{Logical, ValueId};
 use super::space::Choice;
 use crate::redistribute::{redistribute, reduced};
 use rustc_hash::FxHashMap;
-use tpc_ir::{Graph, Op, Origin, Output, Sharding, Value};
+use tpc_ir::{Graph, Origin, Output, Sharding, Value};
 
 /// The placed program of a choice; `None` if the factor table does not allow a strategy.
 pub fn emit(logical: &Logical, choice: &Choice) -> Option<Graph> {
@@ -21,7 +21,7 @@ pub fn emit(logical: &Logical, choice: &Choice) -> Option<Graph> {
             at.keep(&mut new, value, kept(operation.results[0]), origin);
             continue;
         };
-        if matches!(n.op, Op::Fill(_) | Op::Iota) {
+        if logical.is_constant(operation) {
             at.values.push(None);
             continue;
         }

@@ -1,4 +1,4 @@
-//! A placed graph without its redistributions: what it computes, and where that begins and ends.
+//! A placed graph without its redistributions: what it computes, and the placements of its inputs and outputs.
 //!
 //! A redistribution does not change a value, so a value and everything that redistributions make of it are one
 //! [`LogicalValue`]. Layers that repeat are alike: all occurrences of a block are placed like one of them, so that the
@@ -70,7 +70,7 @@ impl<'a> Logical<'a> {
     /// What a placed graph computes.
     pub fn of(graph: &'a Graph) -> Self {
         let live = live(graph);
-        let mut values = Vec::new();
+        let mut values: Vec<LogicalValue> = Vec::new();
         let mut logical =
             Logical { graph, operations: Vec::new(), values: Vec::new(), outputs: Vec::new(), makers: Vec::new() };
         let mut of: FxHashMap<Value, ValueId> = FxHashMap::default();
@@ -79,8 +79,7 @@ impl<'a> Logical<'a> {
             let operands: Vec<ValueId> = graph.operands(node).iter().map(|v| of[v]).collect();
             if n.op.is_redistribution() {
                 of.insert(node.into(), operands[0]);
-                let LogicalValue { versions, .. } = &mut values[operands[0]];
-                versions.push(n.types[0].sharding.clone());
+                values[operands[0]].versions.push(n.types[0].sharding.clone());
                 continue;
             }
             let like = logical.operations.len();
@@ -125,6 +124,11 @@ impl<'a> Logical<'a> {
         values.iter().map(|&v| self.ty(v)).collect()
     }
 
+    /// Whether an operation makes a constant, which its readers make themselves.
+    pub fn is_constant(&self, operation: &Operation) -> bool {
+        operation.results.iter().any(|&value| self.values[value].constant)
+    }
+
     /// The value that a value is placed like.
     pub fn like(&self, value: ValueId) -> ValueId {
         let (maker, result) = self.makers[value];
@@ -145,7 +149,7 @@ impl<'a> Logical<'a> {
             let (is_input, made) = (matches!(n.op, Op::Input { .. }), n.origin.phase);
             let only_optimizer = readers.iter().eq([&Phase::Optimizer]) && value.outputs.is_empty();
             value.gradient = !is_input && made != Phase::Optimizer && only_optimizer;
-            // An input is there anyway; what it is brought to by the forward pass is kept.
+            // An input is in memory anyway; the forward pass keeps the copy of it that lies elsewhere.
             let forward = if is_input { readers.contains(&Phase::Forward) } else { made == Phase::Forward };
             value.saved = forward && readers.contains(&Phase::Backward);
         }

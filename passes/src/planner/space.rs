@@ -7,7 +7,7 @@
 //! value count both.
 
 use super::costs::Costs;
-use super::logical::{Logical, Operation, OperationId, ValueId};
+use super::logical::{Logical, LogicalValue, Operation, OperationId, ValueId};
 use super::network::{Network, Variable};
 use super::strategy::{Placed, Strategy, add, placements, without};
 use crate::redistribute::reduced;
@@ -38,6 +38,17 @@ impl Choice {
     }
 }
 
+/// The strategies of every operation that has a choice of its own along some axes.
+fn options(axes: &[AxisId], logical: &Logical, choice: &Choice) -> Vec<Vec<(Strategy, Placed)>> {
+    let of = |(o, operation): (usize, &Operation)| match (&operation.rule, &choice.strategies[o]) {
+        (Some(rule), Some(strategy)) if operation.like == o && !logical.is_constant(operation) => {
+            strategy.along(axes, rule, &logical.types(&operation.operands), &logical.types(&operation.results))
+        }
+        _ => Vec::new(),
+    };
+    logical.operations.iter().enumerate().map(of).collect()
+}
+
 /// The choices along some axes, and what they cost.
 pub struct Space {
     /// The network. Its first states are the choice that it was made from.
@@ -53,32 +64,32 @@ impl Space {
     pub fn along(axes: &[AxisId], logical: &Logical, choice: &Choice, costs: &Costs) -> Space {
         let mut space =
             Space { network: Network::default(), values: FxHashMap::default(), operations: FxHashMap::default() };
-        space.add_values(axes, logical, choice, costs);
-        space.add_operations(axes, logical, choice, costs);
+        let options = options(axes, logical, choice);
+        space.add_values(axes, logical, choice, &options, costs);
+        space.add_operations(logical, options, costs);
         space.connect(logical, costs);
         space
     }
 
-    fn add_values(&mut self, axes: &[AxisId], logical: &Logical, choice: &Choice, costs: &Costs) {
-        for (v, value) in logical.values.iter().enumerate().filter(|(_, value)| !value.constant) {
-            let like = logical.like(v);
-            let ty = logical.ty(like);
-            if like == v {
-                let now = &choice.kept[v];
-                let others = |at: &Sharding| axes.iter().fold(at.clone(), |at, &axis| without(&at, axis));
-                let mut states = placements(ty, now, axes);
-                let versions = value.versions.iter().filter(|at| others(at) == others(now));
-                versions.cloned().for_each(|at| add(&mut states, at));
-                let (maker, result) = logical.makers[v];
-                let operation = &logical.operations[maker];
-                if let (Some(strategy), Some(row)) = (&choice.strategies[maker], &operation.rule) {
-                    let operands = logical.types(&operation.operands);
-                    let made = strategy.along(axes, row, &operands, &logical.types(&operation.results));
-                    made.into_iter().for_each(|(_, mut placed)| add(&mut states, placed.results.swap_remove(result)));
-                }
-                let variable = self.network.variable(vec![0.0; states.len()]);
-                self.values.insert(v, (variable, states));
-            }
+    fn add_values(
+        &mut self,
+        axes: &[AxisId],
+        logical: &Logical,
+        choice: &Choice,
+        options: &[Vec<(Strategy, Placed)>],
+        costs: &Costs,
+    ) {
+        let others = |at: &Sharding| axes.iter().fold(at.clone(), |at, &axis| without(&at, axis));
+        let own = |&(v, value): &(ValueId, &LogicalValue)| !value.constant && logical.like(v) == v;
+        for (v, value) in logical.values.iter().enumerate().filter(own) {
+            let now = &choice.kept[v];
+            let mut states = placements(logical.ty(v), now, axes);
+            let versions = value.versions.iter().filter(|at| others(at) == others(now));
+            versions.for_each(|at| add(&mut states, at.clone()));
+            let (maker, result) = logical.makers[v];
+            options[maker].iter().for_each(|(_, placed)| add(&mut states, placed.results[result].clone()));
+            let variable = self.network.variable(vec![0.0; states.len()]);
+            self.values.insert(v, (variable, states));
         }
         for (v, value) in logical.values.iter().enumerate() {
             let like = logical.like(v);
@@ -97,17 +108,15 @@ impl Space {
         }
     }
 
-    fn add_operations(&mut self, axes: &[AxisId], logical: &Logical, choice: &Choice, costs: &Costs) {
+    fn add_operations(&mut self, logical: &Logical, options: Vec<Vec<(Strategy, Placed)>>, costs: &Costs) {
         let mut counts = vec![0.0; logical.operations.len()];
         logical.operations.iter().for_each(|operation| counts[operation.like] += 1.0);
-        for (o, operation) in logical.operations.iter().enumerate().filter(|(o, operation)| operation.like == *o) {
-            let (Some(row), Some(strategy)) = (&operation.rule, &choice.strategies[o]) else { continue };
-            let op = &logical.graph.node(operation.node).op;
-            if matches!(op, Op::Fill(_) | Op::Iota) {
+        for ((o, operation), options) in logical.operations.iter().enumerate().zip(options) {
+            if options.is_empty() {
                 continue;
             }
+            let op = &logical.graph.node(operation.node).op;
             let (operands, results) = (logical.types(&operation.operands), logical.types(&operation.results));
-            let options = strategy.along(axes, row, &operands, &results);
             let work = |(_, placed): &(Strategy, Placed)| {
                 let at = |(ty, to): (&&Type, &Sharding)| ty.placed(to.clone());
                 let read: Vec<Type> = operands.iter().zip(&placed.operands).map(at).collect();

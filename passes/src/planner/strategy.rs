@@ -1,5 +1,5 @@
-//! In which ways an operation can be computed by all ranks, and at which placements a value can be kept, as the factor
-//! table allows.
+//! The strategies by which the ranks can compute an operation, and the placements at which they can keep a value, as the
+//! factor table allows.
 //!
 //! Before: `einsum "ab,bc->ac"` on a mesh with one axis `tp`.
 //! After: every rank computes everything; `tp` cuts a, c, or b, which leaves a partial sum; a partial sum passes through
@@ -122,23 +122,20 @@ impl Strategy {
         let shardings: Vec<Sharding> = rule.operands.iter().enumerate().map(|(i, f)| at(f, partial(i))).collect();
         let types: Vec<Type> = operands.iter().zip(&shardings).map(|(ty, s)| ty.placed(s.clone())).collect();
         let types: Vec<&Type> = types.iter().collect();
-        let result = |r: usize| {
-            let one = Rule { results: vec![rule.results[r].clone()], ..rule.clone() };
-            place(&one, &types, Some(&at(&rule.results[r], None))).ok()
-        };
+        let result = |r: usize| place(&rule.of_result(r), &types, Some(&at(&rule.results[r], None))).ok();
         let results = (0..results.len()).map(result).collect::<Option<_>>()?;
         Some(Placed { operands: shardings, results })
     }
 }
 
-/// The lists that an axis makes of the axes of a dimension, whether it is major or minor.
+/// The axes of a dimension with another axis inserted, once at every position.
 fn inserted(axes: &[AxisId], axis: AxisId) -> Vec<Vec<AxisId>> {
     let at = |i: usize| [&axes[..i], &[axis], &axes[i..]].concat();
     (0..=axes.len()).rev().map(at).collect()
 }
 
-/// The placements of a value that differ from this one in what some axes do, without those that a reduction would have
-/// to follow. This one comes first.
+/// The placements of a value that differ from this one in what some axes do, apart from partial ones. This one comes
+/// first.
 pub fn placements(ty: &Type, at: &Sharding, axes: &[AxisId]) -> Vec<Sharding> {
     let mut found = vec![at.clone()];
     for &axis in axes {
@@ -157,7 +154,7 @@ pub fn placements(ty: &Type, at: &Sharding, axes: &[AxisId]) -> Vec<Sharding> {
     found
 }
 
-/// Adds to a list what it does not have.
+/// Adds an element to a list that does not have it yet.
 pub fn add<T: PartialEq>(list: &mut Vec<T>, one: T) {
     if !list.contains(&one) {
         list.push(one);

@@ -69,6 +69,11 @@ impl Rule {
         self.results[result].iter().position(|&f| f == factor)
     }
 
+    /// The row of an operation that has only one of the results, as [`place`] wants it.
+    pub fn of_result(&self, result: usize) -> Rule {
+        Rule { results: vec![self.results[result].clone()], ..self.clone() }
+    }
+
     /// The linear set that contains `operand`, if there is one.
     pub fn linear_set(&self, operand: usize) -> Option<&[usize]> {
         self.linear.iter().find(|s| s.contains(&operand)).map(Vec::as_slice)

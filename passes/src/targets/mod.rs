@@ -17,7 +17,7 @@
 //! node, and the axis has the link between nodes. A profile can also give a link to an axis by name, which then takes
 //! precedence.
 //!
-//! A group over several axes has the slowest link of all of them: the largest latency and the smallest bandwidth. Its
+//! The link of a group over several axes has the largest latency and the smallest bandwidth of the links of these axes. Its
 //! ring crosses the slow link in few places, but all ranks send one chunk at a time, and every step waits for the chunk
 //! that crosses it. A ring over eight ranks of which two edges leave a node therefore takes as long as one whose edges
 //! all do. Only splitting the collective reduces the bytes that cross the slow link: rule 25 reduces inside the nodes
