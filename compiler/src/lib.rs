@@ -56,7 +56,7 @@ pub mod styles {
     };
 }
 
-/// What the search for a cheaper program may do, and who chooses where values lie.
+/// What the search for a cheaper program may do, and what decides the placements that a plan leaves open.
 pub mod search {
     #[doc(inline)]
     pub use tpc_passes::egraph::rules::RuleId;

@@ -67,7 +67,7 @@ impl Step {
 }
 
 fn planned(memory: Option<usize>) -> SearchOptions {
-    SearchOptions { placements: PlacementSource::Planned, memory, ..SearchOptions::default() }
+    SearchOptions { placements: PlacementSource::Planned { memory }, ..SearchOptions::default() }
 }
 
 /// Bytes that the first rank needs.

@@ -22,7 +22,7 @@ pub struct Diff {
     /// Mesh axes with their sizes, as in the other commands; given once for both plans or once for each
     #[arg(long, value_name = "MESH")]
     mesh: Vec<String>,
-    /// Who chooses where values lie that the plan says nothing about; given once for both plans or once for each
+    /// What decides the placements that a plan leaves open; given once for both plans or once for each
     #[arg(long, value_enum, value_name = "WHO", default_value = "given")]
     placements: Vec<Chosen>,
     /// Target to plan for: a built-in one (cpu, h100-node, h200-node, ethernet) or a JSON file, as tpc calibrate writes it [default: cpu]

@@ -365,7 +365,7 @@ pub struct Placement {
     /// Disable a rewrite rule of the e-graph, by its number in passes/src/egraph/rules/RULES.md; may be repeated
     #[arg(long, value_name = "N")]
     pub disable_rule: Vec<u32>,
-    /// Who chooses where values lie that the plan says nothing about
+    /// What decides the placements that the plan leaves open
     #[arg(long, value_enum, value_name = "WHO", default_value = "given")]
     pub placements: Chosen,
     /// Memory of one rank that a program with planned placements must fit into, such as 80GiB or 80GB [default: any]
@@ -465,8 +465,7 @@ impl Placement {
         }
         let mut search = SearchOptions {
             fp: self.fp.into(),
-            placements: self.placements.into(),
-            memory: self.memory_limit.map(|bytes| bytes as usize),
+            placements: self.placements.source(self.memory_limit),
             ..SearchOptions::default()
         };
         let mut named = HashSet::new();

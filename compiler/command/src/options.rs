@@ -53,7 +53,7 @@ impl From<Fp> for FloatingPoint {
     }
 }
 
-/// Who chooses where values lie that the plan says nothing about.
+/// What decides the placements that a plan leaves open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Chosen {
     /// They follow from the placements that the plan gives
@@ -62,11 +62,12 @@ pub enum Chosen {
     Planned,
 }
 
-impl From<Chosen> for PlacementSource {
-    fn from(chosen: Chosen) -> Self {
-        match chosen {
+impl Chosen {
+    /// The source of placements, where a planned program may take that many bytes on a rank.
+    pub fn source(self, memory: Option<f64>) -> PlacementSource {
+        match self {
             Chosen::Given => PlacementSource::Given,
-            Chosen::Planned => PlacementSource::Planned,
+            Chosen::Planned => PlacementSource::Planned { memory: memory.map(|bytes| bytes as usize) },
         }
     }
 }

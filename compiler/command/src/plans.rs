@@ -22,7 +22,7 @@ pub struct Plans {
     /// Target to plan for: a built-in one (cpu, h100-node, h200-node, ethernet) or a JSON file, as tpc calibrate writes it [default: cpu]
     #[arg(long, value_name = "NAME|FILE")]
     target: Option<String>,
-    /// Who chooses where values lie that the plan says nothing about; planned placements also fit into the memory if they can
+    /// What decides the placements that a plan leaves open; a planned program also has to fit into the memory
     #[arg(long, value_enum, value_name = "WHO", default_value = "given")]
     placements: Chosen,
     #[command(flatten)]
@@ -36,8 +36,7 @@ impl Plans {
         let Prepared { workload, mut options, tokens } =
             self.predicted.prepare(CompileOptions::new(target), given, terminal)?;
         let memory = self.predicted.memory(&options.target);
-        options.search.placements = self.placements.into();
-        options.search.memory = (self.placements == Chosen::Planned).then_some(memory as usize);
+        options.search.placements = self.placements.source(Some(memory));
         let all = candidates(self.ranks as usize);
         if all.is_empty() {
             return Err(Failure::new(format!("no mesh of {} ranks has the axes of a built-in plan", self.ranks)));

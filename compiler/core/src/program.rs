@@ -179,8 +179,8 @@ pub struct Placed {
 pub fn place(logical: &Graph, annotations: &Annotations, options: &CompileOptions) -> Result<Placed, Error> {
     let CompileOptions { target, search, step, lower, .. } = options;
     let place = |price| place_at_price(logical, annotations, target, search, step, price);
-    match search.memory {
-        Some(limit) if search.placements == PlacementSource::Planned => within(limit, place, |placed: &Placed| {
+    match search.placements {
+        PlacementSource::Planned { memory: Some(limit) } => within(limit, place, |placed: &Placed| {
             let schedule = schedule(&placed.placed, target, lower);
             let bytes = lower_rank(&placed.placed, &schedule, 0)?.arena_bytes;
             Ok(Taken { bytes, seconds: placed.report.after })

@@ -94,7 +94,8 @@
 //!
 //! ```
 //! use tpc::search::{PlacementSource, SearchOptions};
-//! let search = SearchOptions { placements: PlacementSource::Planned, memory: Some(12 << 30), ..SearchOptions::default() };
+//! let placements = PlacementSource::Planned { memory: Some(12 << 30) };
+//! let search = SearchOptions { placements, ..SearchOptions::default() };
 //! # fn with<M: burn::module::Module + 'static, O: burn::optim::Optimizer + 'static>(
 //! #     trainer: tpc::Trainer<M, O>,
 //! #     search: SearchOptions,

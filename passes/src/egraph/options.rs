@@ -34,10 +34,8 @@ pub struct SearchOptions {
     pub fp: FloatingPoint,
     /// Rules that are switched off.
     pub disabled: BTreeSet<RuleId>,
-    /// Who chooses where values lie that the plan says nothing about.
+    /// What decides the placements that the plan leaves open.
     pub placements: PlacementSource,
-    /// Bytes of memory that planned placements may need on a rank; nothing stands for any number.
-    pub memory: Option<usize>,
     /// Most e-nodes, if that is less than what the program's size allows ([`Bounds`](super::Bounds)).
     pub node_limit: usize,
     /// Most rounds of rewriting.
@@ -54,7 +52,6 @@ impl Default for SearchOptions {
             // stream follows, which changing few classes at a time does not find.
             disabled: BTreeSet::from([RuleId::SPLIT]),
             placements: PlacementSource::default(),
-            memory: None,
             node_limit: 1_000_000,
             rounds: 8,
             blocks: true,

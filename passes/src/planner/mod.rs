@@ -41,7 +41,7 @@ use solve::{Effort, solve};
 use space::{Choice, Space};
 use tpc_ir::{AxisId, Graph, InputId, MapFn, Op};
 
-/// Who chooses where values lie that the plan says nothing about.
+/// What decides the placements that a plan leaves open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum PlacementSource {
     /// They follow from the placements that the plan gives; only the rules of the e-graph change them.
@@ -49,7 +49,10 @@ pub enum PlacementSource {
     Given,
     /// The planner chooses them. What the plan says of values inside the program is only where the planner begins;
     /// parameters, states, data and results stay where the plan has them.
-    Planned,
+    Planned {
+        /// Bytes of memory that the program may take on a rank; none if there is no limit.
+        memory: Option<usize>,
+    },
 }
 
 /// Most times that every axis is planned alone.
