@@ -115,7 +115,7 @@ impl Gradients {
     }
 
     /// The gradients of a placed graph as it is lowered, sliced or not.
-    fn as_lowered(graph: &Graph) -> Self {
+    pub(crate) fn as_lowered(graph: &Graph) -> Self {
         Self::read_by(graph, |_| true)
     }
 
@@ -159,7 +159,7 @@ impl Gradients {
     }
 
     /// The role of an operation, as far as it follows from the graph.
-    fn role(&self, node: NodeIndex) -> Role {
+    pub(crate) fn role(&self, node: NodeIndex) -> Role {
         Role { gradient: self.values.contains(&node), term: false, completes: self.completing.contains(&node) }
     }
 

@@ -5,19 +5,17 @@
 //! After: the cheapest program that was found, which never costs more than the one that came in.
 
 use crate::egraph::{SearchOptions, SearchReport, optimize as rewrite};
-use crate::planner::{PlacementSource, plan};
+use crate::planner::{Aim, PlacementSource, plan};
 use crate::targets::Target;
 use tpc_ir::Graph;
 
-/// Optimizes a placed graph for a target: never to one that costs more there, unless memory has a price, in seconds for
-/// each byte that a rank keeps from the forward to the backward pass.
-pub fn optimize(graph: &Graph, target: &Target, options: &SearchOptions, price: f64) -> (Graph, SearchReport) {
+/// Optimizes a placed graph for a target: never to one that costs more there, unless the planner weighs more than time.
+pub fn optimize(graph: &Graph, target: &Target, options: &SearchOptions, aim: Aim) -> (Graph, SearchReport) {
     if options.placements == PlacementSource::Given {
         return rewrite(graph, target, options);
     }
-    let (planned, planner) = plan(graph, target, price);
+    let (planned, planner) = plan(graph, target, aim);
     let (optimized, mut report) = rewrite(planned.as_ref().unwrap_or(graph), target, options);
-    report.before = planner.before;
     report.planner = Some(planner);
     (optimized, report)
 }

@@ -9,7 +9,7 @@
 //!
 //! All ranks are assumed to be equally fast. Blocks of attention that a mask hides are counted like the others.
 
-use crate::targets::{DeviceKind, Target};
+use crate::targets::Target;
 use std::collections::{BTreeSet, HashMap};
 use tpc_ir::attention::Attention;
 use tpc_ir::program::{Action, Collective, Contract, Instruction, Loop, RankProgram, Step, View};
@@ -71,7 +71,7 @@ pub fn simulate(program: &RankProgram, target: &Target) -> Timeline {
     // flight: the step that starts it, its duration, and the time at which it is complete.
     let (mut now, mut free): (f64, f64) = (0.0, 0.0);
     let mut in_flight: HashMap<u32, (usize, f64, f64)> = HashMap::new();
-    let overlaps = target.device.kind == DeviceKind::Cuda;
+    let overlaps = target.device.kind.overlaps();
     for (step, Step { action, .. }) in program.steps.iter().enumerate() {
         match action {
             Action::Start(collective) => {

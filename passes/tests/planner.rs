@@ -17,8 +17,9 @@ use tpc_ir::{
     DType, Graph, InputId, InputKind, MapFn, Mesh, Op, Origin, Output, OutputKind, ReduceOp, Sharding, Type, Value,
 };
 use tpc_passes::check::check;
-use tpc_passes::cost::{graph_seconds, seconds};
-use tpc_passes::planner::plan;
+use tpc_passes::cost::seconds;
+use tpc_passes::planner::kernels::Kernels;
+use tpc_passes::planner::{Aim, Weights, plan, seconds as program_seconds};
 use tpc_passes::propagate::propagate;
 use tpc_passes::rebuild::{copy, rebuild};
 use tpc_passes::redistribute::steps;
@@ -56,7 +57,7 @@ fn travel(target: &Target, mesh: &Mesh, ty: &Type, from: &Sharding, to: &Shardin
 type Way = (Vec<Sharding>, Sharding, f64);
 
 /// Every way to compute an operation that the factor table allows.
-fn ways(target: &Target, graph: &Graph, node: petgraph::graph::NodeIndex) -> Vec<Way> {
+fn ways(target: &Target, graph: &Graph, kernels: &Kernels, node: petgraph::graph::NodeIndex) -> Vec<Way> {
     let (n, mesh) = (graph.node(node), &graph.mesh);
     let operands: Vec<&Type> = graph.operands(node).into_iter().map(|v| graph.ty(v)).collect();
     let row = rule(&n.op, &operands, &[&n.types[0]]);
@@ -70,7 +71,7 @@ fn ways(target: &Target, graph: &Graph, node: petgraph::graph::NodeIndex) -> Vec
     let way = |types: Vec<Type>| {
         let read: Vec<&Type> = types.iter().collect();
         let at = place(&row, &read, None).ok()?;
-        let work = seconds(target, &n.op, &read, &n.types[0].placed(at.clone()), mesh);
+        let work = kernels.seconds(target, node.index(), &n.op, &read, &[&n.types[0].placed(at.clone())], mesh);
         Some((types.into_iter().map(|ty| ty.sharding).collect(), at, work))
     };
     combinations.into_iter().filter_map(way).collect()
@@ -81,7 +82,13 @@ fn ways(target: &Target, graph: &Graph, node: petgraph::graph::NodeIndex) -> Vec
 fn least(target: &Target, graph: &Graph, at: &HashMap<InputId, Sharding>, result: &Sharding) -> f64 {
     let mesh = &graph.mesh;
     let nodes: Vec<_> = graph.nodes().collect();
-    let all: Vec<Vec<Way>> = nodes.iter().map(|&node| ways(target, graph, node)).collect();
+    let kernels = Kernels::of(graph);
+    let all: Vec<Vec<Way>> = nodes.iter().map(|&node| ways(target, graph, &kernels, node)).collect();
+    let between = |made: petgraph::graph::NodeIndex, ty: &Type, from: &Sharding, to: &Sharding| {
+        let ends = [from, to].map(|at| ty.placed(at.clone()));
+        let passes = kernels.passes(target, made.index(), 0, [&ends[0], &ends[1]], mesh);
+        travel(target, mesh, ty, from, to) + if from == to { 0.0 } else { passes }
+    };
     // Where a value may be kept: anywhere, but partial only where it is made so.
     let kept = |i: usize| -> Vec<Sharding> {
         let mut found = placements(graph.node(nodes[i]).types[0].rank(), mesh, &[]);
@@ -108,9 +115,9 @@ fn least(target: &Target, graph: &Graph, at: &HashMap<InputId, Sharding>, result
             let total = |(read, made, work): &Way| {
                 let moves = operands.iter().zip(read).map(|(v, to)| {
                     let from = &states[v.node.index()][chosen[v.node.index()]];
-                    travel(target, mesh, graph.ty(*v), from, to)
+                    between(v.node, graph.ty(*v), from, to)
                 });
-                work + moves.sum::<f64>() + travel(target, mesh, ty, made, here)
+                work + moves.sum::<f64>() + between(node, ty, made, here)
             };
             ends + all[i].iter().map(total).fold(f64::INFINITY, f64::min)
         })
@@ -195,7 +202,7 @@ fn costs_least(mesh: &str, operations: usize, choices: &[u16]) -> Result<(), Tes
     let annotations = Annotations { mesh: graph.mesh.clone(), inputs, ..Annotations::default() };
     for target in targets() {
         let placed = propagate(&graph, &annotations, &target);
-        let (planned, report) = plan(&placed, &target, 0.0);
+        let (planned, report) = plan(&placed, &target, Aim::Together(Weights::TIME));
         let result = &placed.ty(placed.outputs[0].value).sharding;
         let best = least(&target, &live(&graph), &at, result);
         let found = report.steps.last().unwrap().seconds;
@@ -216,7 +223,7 @@ fn live(graph: &Graph) -> Graph {
 fn stays_what_it_is(graph: &Graph, inputs: &HashMap<InputId, Tensor>) -> Result<(), TestCaseError> {
     let wanted = interpret(graph, inputs, &Options::default()).unwrap();
     for target in targets() {
-        let (planned, report) = plan(graph, &target, 0.0);
+        let (planned, report) = plan(graph, &target, Aim::Together(Weights::TIME));
         prop_assert_eq!(planned.is_some(), report.taken);
         let Some(planned) = planned else { continue };
         let shown = || format!("{}\nbecame\n{}", text::print(graph), text::print(&planned));
@@ -224,8 +231,11 @@ fn stays_what_it_is(graph: &Graph, inputs: &HashMap<InputId, Tensor>) -> Result<
         prop_assert!(found.is_ok(), "{}\n{}", found.unwrap_err(), shown());
         let alike = wanted.iter().zip(&found.unwrap()).all(|(a, b)| ranks::same(a, b, 1e-9));
         prop_assert!(alike, "another value\n{}", shown());
-        prop_assert!(graph_seconds(&target, &planned) < graph_seconds(&target, graph));
-        prop_assert_eq!(text::print(&plan(graph, &target, 0.0).0.unwrap()), text::print(&planned));
+        prop_assert!(program_seconds(&planned, &target) < program_seconds(graph, &target));
+        prop_assert_eq!(
+            text::print(&plan(graph, &target, Aim::Together(Weights::TIME)).0.unwrap()),
+            text::print(&planned)
+        );
     }
     Ok(())
 }

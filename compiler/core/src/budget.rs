@@ -48,9 +48,9 @@ pub(crate) struct Taken {
 pub(crate) fn within<P, E: From<BudgetError>>(
     limit: usize,
     place: impl Fn(f64) -> Result<P, E>,
-    measure: impl Fn(&P) -> Result<Taken, E>,
+    measure: impl Fn(&P) -> Taken,
 ) -> Result<P, E> {
-    let placed = |price| place(price).and_then(|placed| Ok((measure(&placed)?, placed)));
+    let placed = |price| place(price).map(|placed| (measure(&placed), placed));
     let (free, program) = placed(0.0)?;
     if free.bytes <= limit {
         return Ok(program);
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn the_fastest_program_that_fits_is_taken() {
-        let within = |limit| within(limit, sized, |taken| Ok(*taken));
+        let within = |limit| within(limit, sized, |taken| *taken);
         let free = within(100).unwrap();
         assert_eq!((free.bytes, free.seconds), (100, 1.0));
         let smaller = within(80).unwrap();

@@ -38,6 +38,7 @@ pub mod import;
 pub mod memory;
 pub mod models;
 pub mod optimizer;
+mod place;
 pub mod plans;
 pub mod pretrained;
 pub mod program;

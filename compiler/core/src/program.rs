@@ -5,33 +5,28 @@
 //! ```
 
 use crate::beside::{self, Beside, Kept};
-use crate::budget::{Taken, within};
 use crate::capture::{Captured, Init, Number, StepScalars, TrainingCapture};
 use crate::error::Error;
 use crate::explain::Facts;
 use crate::feed::{check_memory, feed, seed_bytes, write_seed};
 use crate::import::{Imported, Signature, import_with, step_scalar};
+pub use crate::place::{Placed, place};
 use crate::rename::{Rename, renamed};
 use crate::target;
 use crate::together;
 use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tpc_ir::program::{InputBinding, RankProgram};
 use tpc_ir::size::addressable;
 use tpc_ir::{Graph, InputId, InputKind, Mesh, OutputKind};
-use tpc_passes::check::{check, well_formed};
-use tpc_passes::denotes::denotes;
+use tpc_passes::check::well_formed;
 use tpc_passes::egraph::{SearchOptions, SearchReport};
 use tpc_passes::kept::place_kept;
-use tpc_passes::lower::{LowerOptions, lower_rank, lower_sharing_inputs, schedule};
-use tpc_passes::optimize::optimize;
-use tpc_passes::options::{StepOptions, accumulate::running_sums, on_captured, on_logical};
-use tpc_passes::planner::PlacementSource;
-use tpc_passes::propagate::propagate;
-use tpc_passes::reshard::reshard_after_forward;
+use tpc_passes::lower::{LowerOptions, lower_sharing_inputs};
+use tpc_passes::options::{StepOptions, on_captured, on_logical};
 use tpc_passes::styles::{Annotations, Plan};
 use tpc_passes::targets::Target;
 use tpc_runtime::RuntimeError;
@@ -159,61 +154,6 @@ pub(crate) fn plan_graph(
     }
     let placed = place(&logical, &annotations, options)?;
     Ok(Planned { captured, logical, annotations, placed })
-}
-
-/// A program whose values all have placements.
-pub struct Placed {
-    /// The program with the initial placements.
-    pub propagated: Graph,
-    /// The optimized SPMD program.
-    pub placed: Graph,
-    /// The report of the search.
-    pub report: SearchReport,
-}
-
-/// Places every value of a logical program and optimizes its collectives for a target, checking each resulting program.
-///
-/// # Errors
-/// A program that fails its check, which is a bug of the compiler; a program whose sizes overflow; no program that fits into
-/// the memory of a rank.
-pub fn place(logical: &Graph, annotations: &Annotations, options: &CompileOptions) -> Result<Placed, Error> {
-    let CompileOptions { target, search, step, lower, .. } = options;
-    let place = |price| place_at_price(logical, annotations, target, search, step, price);
-    match search.placements {
-        PlacementSource::Planned { memory: Some(limit) } => within(limit, place, |placed: &Placed| {
-            let schedule = schedule(&placed.placed, target, lower);
-            let bytes = lower_rank(&placed.placed, &schedule, 0)?.arena_bytes;
-            Ok(Taken { bytes, seconds: placed.report.after })
-        }),
-        _ => place(0.0),
-    }
-}
-
-/// [`place`] where memory has a price: seconds for each byte that a rank keeps from the forward to the backward pass.
-fn place_at_price(
-    logical: &Graph,
-    annotations: &Annotations,
-    target: &Target,
-    search: &SearchOptions,
-    step: &StepOptions,
-    price: f64,
-) -> Result<Placed, Error> {
-    addressable(logical)?;
-    let propagated = propagate(logical, annotations, target);
-    check(&propagated)?;
-    let (mut optimized, report) = optimize(&propagated, target, search, price);
-    if step.micro_batches > 1 {
-        optimized = running_sums(&optimized);
-    }
-    check(&optimized)?;
-    // What the planner does not keep gathered is gathered for each part of the step.
-    let regathered = report.planner.iter().filter(|_| price > 0.0).flat_map(|planner| &planner.regathered);
-    let gathered: HashSet<&InputId> = annotations.gathered.keys().chain(regathered).collect();
-    let placed = reshard_after_forward(&optimized, &gathered);
-    check(&placed)?;
-    denotes(&placed, logical)?;
-    addressable(&placed)?;
-    Ok(Placed { propagated, placed, report })
 }
 
 /// A compiled training step: its first step and the steady program.

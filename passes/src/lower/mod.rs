@@ -38,6 +38,7 @@ use crate::targets::Target;
 use check_ranks::RankError;
 pub use claims::Claims;
 use contents::ContentsError;
+use kernel::Kernel;
 use launches::Schedule;
 pub use memory::{Life, lives};
 use tpc_ir::Graph;
@@ -158,6 +159,12 @@ pub fn schedule(graph: &Graph, target: &Target, options: &LowerOptions) -> Sched
     }
     let kernels = bucket::buckets(graph, kernels, target, options);
     schedule::schedule(graph, kernels, target, options)
+}
+
+/// The kernels of a program, as far as they do not depend on a target: elementwise operations in loops, attention, and
+/// products with what follows them.
+pub(crate) fn fused(graph: &Graph) -> Vec<Kernel> {
+    epilogue::join(graph, group::kernels(graph, true))
 }
 
 /// The program of one rank, given the common schedule.

@@ -17,19 +17,19 @@
 //! that would have to wait. And kernels that a collective needs move before those that it does not need, if otherwise
 //! too little work would come after the start of the collective.
 //!
-//! **Gathers of inputs** could start at the beginning of the step, but then all parameters would be in memory at once.
-//! Each starts when the previous one over the same axes has finished, one block ahead, so that at most two blocks are
-//! in memory.
+//! **Gathers of inputs**, converted to another element type or not, could start at the beginning of the step, but then
+//! all parameters would be in memory at once, and a collective that a kernel waits for would queue after them. Each
+//! starts when a kernel has waited for the one that is read before it over the same axes, so that at most two blocks
+//! are in memory.
 //!
 //! Memory: a schedule may need at most `1 + memory_growth` times the arena of the same program without overlap,
-//! measured exactly on rank 0, which has the largest shards. Otherwise a smaller window is tried, then none, then no
-//! prefetch, and then no overlap.
+//! measured exactly on rank 0, which has the largest shards. Otherwise a smaller window is tried, then none, then as many
+//! bytes in flight as the arena may grow by, then no prefetch, and then no overlap.
 //!
 //! The order depends on global types only, so all ranks start the same collectives in the same order (`check_ranks.rs`
 //! proves that for the emitted programs). At most [`LowerOptions::in_flight`] collectives are in flight.
 
-use super::bucket::gathers_input;
-use super::depend::Dependences;
+use super::depend::{Dependences, is_input};
 use super::kernel::Kernel;
 use super::launches::{Event, Schedule};
 use super::{LowerOptions, emit, memory};
@@ -37,13 +37,15 @@ use crate::cost;
 use crate::targets::Target;
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
-use tpc_ir::{AxisSet, Graph, Type};
+use tpc_ir::{AxisSet, Graph, MapFn, Op, Type};
 
 /// The moves that a schedule may make.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 struct Freedom {
     window: usize,
     prefetch: bool,
+    /// Most bytes of operands and results that may be in flight at once before a kernel needs the results.
+    bytes: usize,
 }
 
 /// Orders kernels and collectives.
@@ -58,19 +60,26 @@ pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, target: &Target, opt
         memory::plan(&mut program, &[]);
         program.arena_bytes
     };
-    let bound = (arena(&best) as f64 * (1.0 + options.memory_growth)) as usize;
+    let least = arena(&best);
+    let growth = (least as f64 * options.memory_growth) as usize;
     let found = Dependences::new(graph, &best.kernels);
     let costs: Vec<f64> = best.kernels.iter().map(|k| seconds(graph, k, target)).collect();
-    let mut tries: Vec<Freedom> = Vec::new();
-    for (window, prefetch) in [(options.window, true), (options.window / 4, true), (0, true), (0, false)] {
-        if tries.last().is_none_or(|t| (t.window, t.prefetch) != (window, prefetch)) {
-            tries.push(Freedom { window, prefetch });
-        }
-    }
+    let freedom = |window, prefetch, bytes| Freedom { window, prefetch, bytes };
+    let mut tries = vec![
+        freedom(options.window, true, usize::MAX),
+        freedom(options.window / 4, true, usize::MAX),
+        freedom(0, true, usize::MAX),
+        freedom(options.window / 4, true, 2 * growth),
+        freedom(options.window / 4, true, growth),
+        freedom(0, true, growth),
+        freedom(0, false, usize::MAX),
+        freedom(0, false, growth),
+    ];
+    tries.dedup();
     for freedom in tries {
         let order = Walk::new(graph, &best.kernels, &found, &costs, options, freedom).run();
         let tried = Schedule { order, kernels: best.kernels };
-        if arena(&tried) <= bound {
+        if arena(&tried) <= least + growth {
             return tried;
         }
         best.kernels = tried.kernels;
@@ -94,6 +103,8 @@ struct Flight {
     sequence: usize,
     /// The seconds that it still takes.
     left: f64,
+    /// The bytes of its operands and results on the first rank.
+    bytes: usize,
 }
 
 /// The state of scheduling, kernel by kernel.
@@ -107,6 +118,8 @@ struct Walk<'a> {
     gathers: BTreeMap<usize, Option<usize>>,
     axes: Vec<AxisSet>,
     seconds: &'a [f64],
+    /// The bytes of the operands and results of each collective on the first rank.
+    bytes: Vec<usize>,
     /// Whether the work between a collective and its first reader is too little to hide it.
     exposed: Vec<bool>,
     /// The number of kernels that each kernel still waits for.
@@ -137,8 +150,11 @@ impl<'a> Walk<'a> {
         }
         let collective: Vec<bool> = kernels.iter().map(|k| k.as_collective().is_some()).collect();
         let axes: Vec<AxisSet> = kernels.iter().map(|k| graph.node(k.first()).op.axes()).collect();
+        let mut early: Vec<usize> =
+            (0..n).filter(|&k| kernels[k].as_collective().is_some_and(|values| gathers_input(graph, values))).collect();
+        early.sort_by_key(|&k| found.readers[k].first());
         let (mut gathers, mut last) = (BTreeMap::new(), BTreeMap::new());
-        for k in (0..n).filter(|&k| collective[k] && gathers_input(graph, &kernels[k])) {
+        for k in early {
             gathers.insert(k, last.insert(axes[k], k));
         }
         let work = |range: std::ops::Range<usize>| range.filter(|&k| !collective[k]).map(|k| seconds[k]).sum::<f64>();
@@ -147,6 +163,7 @@ impl<'a> Walk<'a> {
             collective[k] && !gathers.contains_key(&k) && work(k..reader.max(k)) < seconds[k]
         });
         let exposed = exposed.collect();
+        let bytes = kernels.iter().map(|k| k.as_collective().map_or(0, |values| bytes(graph, values))).collect();
         Walk {
             options,
             freedom,
@@ -158,6 +175,7 @@ impl<'a> Walk<'a> {
             gathers,
             axes,
             seconds,
+            bytes,
             exposed,
             missing: found.needs.iter().map(Vec::len).collect(),
             done: vec![false; n],
@@ -170,7 +188,7 @@ impl<'a> Walk<'a> {
     fn run(mut self) -> Vec<Event> {
         let mut rest: Vec<usize> = (0..self.done.len()).filter(|&k| !self.collective[k]).rev().collect();
         while let Some(&head) = rest.last() {
-            self.start_ready();
+            self.start_ready(head);
             let at = self.choose(&rest);
             let next = rest.remove(rest.len() - 1 - at);
             debug_assert!(at == 0 || self.missing[next] == 0);
@@ -178,7 +196,7 @@ impl<'a> Walk<'a> {
                 self.finish(need);
             }
             // A gather may start now: it is in flight while this kernel reads the previous one.
-            self.start_ready();
+            self.start_ready(head);
             debug_assert!(at != 0 || next == head);
             self.order.push(Event::Run(next));
             self.complete(next);
@@ -240,14 +258,23 @@ impl<'a> Walk<'a> {
         Some(needed)
     }
 
+    /// Whether the first reader of a collective is among the kernels of the window that begins with the next one.
+    fn is_near(&self, k: usize, head: usize) -> bool {
+        self.found.readers[k].first().is_some_and(|&reader| reader < head + self.freedom.window)
+    }
+
     /// Starts the collectives that can start, subject to the limits on prefetch and on collectives in flight.
-    fn start_ready(&mut self) {
+    fn start_ready(&mut self, head: usize) {
         for k in self.startable.clone() {
             let due = match self.gathers.get(&k) {
                 None => true,
-                Some(before) => self.freedom.prefetch && before.is_none_or(|b| self.done[b]),
+                Some(before) => {
+                    let idle = || self.in_flight.iter().all(|f| f.left <= 0.0) && self.is_near(k, head);
+                    self.freedom.prefetch && (before.is_none_or(|b| self.done[b]) || idle())
+                }
             };
-            if due && self.in_flight.len() < self.options.in_flight {
+            let bytes = self.in_flight.iter().map(|f| f.bytes).sum::<usize>() + self.bytes[k];
+            if due && self.in_flight.len() < self.options.in_flight && bytes <= self.freedom.bytes {
                 self.start(k);
             }
         }
@@ -272,7 +299,7 @@ impl<'a> Walk<'a> {
         self.startable.remove(&k);
         self.ahead.remove(&k);
         self.started.insert(self.axes[k], sequence + 1);
-        self.in_flight.push(Flight { kernel: k, sequence, left: self.seconds[k] });
+        self.in_flight.push(Flight { kernel: k, sequence, left: self.seconds[k], bytes: self.bytes[k] });
         self.order.push(Event::Start(k));
     }
 
@@ -299,6 +326,24 @@ impl<'a> Walk<'a> {
             }
         }
     }
+}
+
+/// Whether a collective gathers inputs, converted or not.
+fn gathers_input(graph: &Graph, values: &[NodeIndex]) -> bool {
+    let mut gathers =
+        values.iter().map(|&n| (matches!(graph.node(n).op, Op::AllGather { .. }), graph.operands(n)[0].node));
+    gathers.all(|(gathers, mut source)| {
+        while let Op::Map { f: MapFn::Cast(_) | MapFn::Identity, .. } = graph.node(source).op {
+            source = graph.operands(source)[0].node;
+        }
+        gathers && is_input(graph, source)
+    })
+}
+
+/// The bytes that the first rank holds for a collective in flight: of its operands and its results.
+fn bytes(graph: &Graph, values: &[NodeIndex]) -> usize {
+    let held = |&n: &NodeIndex| [graph.ty(graph.operands(n)[0]), &graph.node(n).types[0]];
+    values.iter().flat_map(held).map(|ty| ty.max_local_bytes(&graph.mesh)).sum()
 }
 
 /// The estimated seconds of a kernel on the slowest rank. The latency of a collective of several values counts once.

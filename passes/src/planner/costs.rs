@@ -1,6 +1,8 @@
 //! What an operation, a move from one placement to another, and keeping a value cost.
 
-use crate::cost::{Company, seconds, seconds_in};
+use super::kernels::Kernels;
+use super::logical::{Logical, OperationId, ValueId};
+use crate::cost::{Company, Gradients, seconds_in};
 use crate::redistribute::steps;
 use crate::rules::place_redistribution;
 use crate::targets::Target;
@@ -14,31 +16,93 @@ const STEP: f64 = 1e-12;
 /// Costs in seconds. Those of moves are computed once.
 pub struct Costs<'a> {
     target: &'a Target,
-    mesh: &'a Mesh,
-    /// Seconds for each byte that a rank keeps from the forward to the backward pass.
-    price: f64,
-    moves: RefCell<FxHashMap<(Type, Sharding, bool), f64>>,
+    logical: &'a Logical<'a>,
+    kernels: Kernels,
+    weights: Weights,
+    moves: RefCell<FxHashMap<(Type, Sharding, Role), f64>>,
+}
+
+/// What counts as much as seconds in which a rank works.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Weights {
+    /// Seconds for each byte that a rank keeps from the forward to the backward pass. The higher they are, the less memory
+    /// the program takes and the more time, so that with a price a result may take longer than what it was made from.
+    pub byte: f64,
+    /// The share of its time that counts of a collective that other work can hide: of gathers of parameters, which can
+    /// begin early, and of reductions of gradients, which can end late.
+    pub hidden: f64,
+}
+
+impl Weights {
+    /// Time only, and nothing overlaps.
+    pub const TIME: Weights = Weights { byte: 0.0, hidden: 1.0 };
+}
+
+/// What a value is in a step, as far as it decides what its collectives cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Its collectives are waited for at once.
+    Activation,
+    /// Other work can hide its gathers.
+    Parameter,
+    /// Other work can hide its reductions, which begin together, so that one more costs no latency.
+    Gradient,
 }
 
 impl<'a> Costs<'a> {
-    /// The costs on a target. `price` is what a byte costs that a rank keeps from the forward to the backward pass.
-    pub fn new(target: &'a Target, mesh: &'a Mesh, price: f64) -> Self {
-        Costs { target, mesh, price, moves: RefCell::default() }
+    /// The costs on a target.
+    pub fn new(target: &'a Target, logical: &'a Logical<'a>, weights: Weights) -> Self {
+        Costs { target, logical, kernels: Kernels::of(&logical.bare()), weights, moves: RefCell::default() }
     }
 
-    /// An operation with operands and a result of these types.
-    pub fn operation(&self, op: &Op, operands: &[&Type], result: &Type) -> f64 {
-        seconds(self.target, op, operands, result, self.mesh)
+    fn mesh(&self) -> &Mesh {
+        &self.logical.graph.mesh
+    }
+
+    /// An operation with operands and results of these types.
+    pub fn operation(&self, operation: OperationId, operands: &[&Type], results: &[&Type]) -> f64 {
+        let op = &self.logical.graph.node(self.logical.operations[operation].node).op;
+        self.kernels.seconds(self.target, operation, op, operands, results, self.mesh())
+    }
+
+    /// Bringing a value from one placement to another between two operations, with the passes through memory that this
+    /// adds to their kernels.
+    pub fn brought(&self, value: ValueId, from: &Sharding, to: &Sharding) -> f64 {
+        if from == to {
+            return 0.0;
+        }
+        let (ty, (maker, result)) = (self.logical.ty(value), self.logical.makers[value]);
+        let ends = [from, to].map(|at| ty.placed(at.clone()));
+        let passes = self.kernels.passes(self.target, maker, result, [&ends[0], &ends[1]], self.mesh());
+        passes + self.moved(ty, from, to, self.logical.values[value].role)
+    }
+
+    /// The whole placed program, nothing overlapped.
+    pub fn program(&self) -> f64 {
+        let graph = self.logical.graph;
+        let gradients = Gradients::as_lowered(graph);
+        let operations = self.logical.operations.iter().enumerate().map(|(o, operation)| {
+            let operands: Vec<&Type> = graph.operands(operation.node).into_iter().map(|v| graph.ty(v)).collect();
+            self.operation(o, &operands, &graph.node(operation.node).types.iter().collect::<Vec<_>>())
+        });
+        let moves = self.logical.moves.iter().map(|&(node, value)| {
+            let n = graph.node(node);
+            let (from, to) = (graph.ty(graph.operands(node)[0]), &n.types[0]);
+            let company = gradients.company(&n.op, &gradients.role(node));
+            let (maker, result) = self.logical.makers[value];
+            seconds_in(company, self.target, &n.op, &[from], to, self.mesh())
+                + self.kernels.passes(self.target, maker, result, [from, to], self.mesh())
+        });
+        operations.sum::<f64>() + moves.sum::<f64>()
     }
 
     /// Keeping a value of a type from the forward to the backward pass.
     pub fn saved(&self, ty: &Type) -> f64 {
-        self.price * ty.max_local_bytes(self.mesh) as f64
+        self.weights.byte * ty.max_local_bytes(self.mesh()) as f64
     }
 
-    /// Bringing a value of a type from one placement to another; infinite if no redistributions do. The reductions of
-    /// gradients begin together, so that one more costs no latency.
-    pub fn moved(&self, ty: &Type, from: &Sharding, to: &Sharding, gradient: bool) -> f64 {
+    /// Bringing a value of a type from one placement to another; infinite if no redistributions do.
+    pub fn moved(&self, ty: &Type, from: &Sharding, to: &Sharding, role: Role) -> f64 {
         if from == to {
             return 0.0;
         }
@@ -48,7 +112,7 @@ impl<'a> Costs<'a> {
         {
             return f64::INFINITY;
         }
-        let key = (ty.placed(from.clone()), to.clone(), gradient);
+        let key = (ty.placed(from.clone()), to.clone(), role);
         if let Some(&seconds) = self.moves.borrow().get(&key) {
             return seconds;
         }
@@ -58,8 +122,12 @@ impl<'a> Costs<'a> {
             let Ok(sharding) = place_redistribution(&op, &at) else { return f64::INFINITY };
             let next = at.placed(sharding);
             let reduces = matches!(op, Op::AllReduce { .. } | Op::ReduceScatter { .. });
-            let company = if gradient && reduces { Company::Together } else { Company::Alone };
-            total += seconds_in(company, self.target, &op, &[&at], &next, self.mesh) + STEP;
+            let (company, share) = match role {
+                Role::Gradient if reduces => (Company::Together, self.weights.hidden),
+                Role::Parameter if op.is_collective() => (Company::Alone, self.weights.hidden),
+                _ => (Company::Alone, 1.0),
+            };
+            total += share * seconds_in(company, self.target, &op, &[&at], &next, self.mesh()) + STEP;
             at = next;
         }
         if at.sharding != *to {

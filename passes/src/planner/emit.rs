@@ -1,6 +1,8 @@
 //! Writes the placed program of a choice: every operation with its strategy, and redistributions between where a value is
-//! computed, where it is kept and where it is read. A value is brought to a placement once.
+//! computed, where it is kept and where it is read. A value is brought to a placement once. A parameter is brought to where
+//! it is kept before it is first read, so that the gathers of all parameters do not begin the program.
 
+use super::costs::Role;
 use super::logical::{Logical, ValueId};
 use super::space::Choice;
 use crate::redistribute::{redistribute, reduced};
@@ -18,7 +20,8 @@ pub fn emit(logical: &Logical, choice: &Choice) -> Option<Graph> {
         let kept = |v: ValueId| &choice.kept[logical.like(v)];
         let (Some(row), Some(strategy)) = (&operation.rule, &choice.strategies[operation.like]) else {
             let value = new.push(n.op.clone(), &[], n.types[0].clone(), origin);
-            at.keep(&mut new, value, kept(operation.results[0]), origin);
+            at.values.push(Some(value));
+            at.keep(logical, &mut new, operation.results[0], kept(operation.results[0]), origin);
             continue;
         };
         if logical.is_constant(operation) {
@@ -29,17 +32,19 @@ pub fn emit(logical: &Logical, choice: &Choice) -> Option<Graph> {
         let placed = strategy.placed(row, &logical.types(&operation.operands), &results)?;
         let mut operands = Vec::with_capacity(operation.operands.len());
         for (&v, to) in operation.operands.iter().zip(&placed.operands) {
-            operands.push(at.read(logical, &mut new, v, to, origin));
+            operands.push(at.read(logical, &mut new, v, kept(v), to, origin));
         }
         let types = results.iter().zip(&placed.results).map(|(ty, to)| ty.placed(to.clone())).collect();
         let node = new.add(n.op.clone(), &operands, types, origin.clone());
         for (i, &v) in operation.results.iter().enumerate() {
-            at.keep(&mut new, Value { node, result: i as u32 }, kept(v), origin);
+            at.values.push(Some(Value { node, result: i as u32 }));
+            at.keep(logical, &mut new, v, kept(v), origin);
         }
     }
     for (output, &v) in old.outputs.iter().zip(&logical.outputs) {
         let origin = &old.node(output.value.node).origin;
-        let value = at.read(logical, &mut new, v, &old.ty(output.value).sharding, origin);
+        let kept = &choice.kept[logical.like(v)];
+        let value = at.read(logical, &mut new, v, kept, &old.ty(output.value).sharding, origin);
         new.outputs.push(Output { value, ..output.clone() });
     }
     Some(new)
@@ -47,21 +52,33 @@ pub fn emit(logical: &Logical, choice: &Choice) -> Option<Graph> {
 
 /// The values of the new program.
 struct Kept {
-    /// Each logical value where it is kept; none of a constant.
+    /// Each logical value where it is kept, or where it is computed until it is first read; none of a constant.
     values: Vec<Option<Value>>,
     /// Values that are brought to another placement, and constants by the number of the logical value.
     moved: FxHashMap<(Result<Value, ValueId>, Sharding), Value>,
 }
 
 impl Kept {
-    /// Brings a value to where it is kept.
-    fn keep(&mut self, new: &mut Graph, value: Value, to: &Sharding, origin: &Origin) {
-        let kept = redistribute(new, value, to, origin);
-        self.values.push(Some(kept));
+    /// Brings the last value to where it is kept, unless it is a parameter.
+    fn keep(&mut self, logical: &Logical, new: &mut Graph, v: ValueId, to: &Sharding, origin: &Origin) {
+        if logical.values[v].role != Role::Parameter {
+            self.values[v] = self.values[v].map(|value| redistribute(new, value, to, origin));
+        }
     }
 
-    /// A value at a placement.
-    fn read(&mut self, logical: &Logical, new: &mut Graph, v: ValueId, to: &Sharding, origin: &Origin) -> Value {
+    /// A value, kept at a placement, at another one.
+    fn read(
+        &mut self,
+        logical: &Logical,
+        new: &mut Graph,
+        v: ValueId,
+        kept: &Sharding,
+        to: &Sharding,
+        origin: &Origin,
+    ) -> Value {
+        if let Some(value) = self.values[v].filter(|&value| new.ty(value).sharding != *kept) {
+            self.values[v] = Some(redistribute(new, value, kept, origin));
+        }
         let key = (self.values[v].ok_or(v), to.clone());
         *self.moved.entry(key).or_insert_with_key(|(from, to)| {
             let whole = from.unwrap_or_else(|v| {

@@ -4,13 +4,14 @@
 //! [`LogicalValue`]. Layers that repeat are alike: all occurrences of a block are placed like one of them, so that the
 //! search is as large as one layer however deep the model is.
 
+use super::costs::Role;
 use crate::rebuild::live;
 use crate::rules::{Rule, rule};
 use petgraph::graph::NodeIndex;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 use tpc_ir::block::Lines;
-use tpc_ir::{Graph, Op, Phase, Sharding, Type, Value};
+use tpc_ir::{Graph, MapFn, Op, Output, Phase, Sharding, Type, Value};
 
 /// Index of a logical value.
 pub type ValueId = usize;
@@ -42,9 +43,8 @@ pub struct LogicalValue {
     pub versions: Vec<Sharding>,
     /// Where outputs of the program want it.
     pub outputs: Vec<Sharding>,
-    /// Whether the forward or backward pass computes it and only the optimizer reads it: reductions of such values begin
-    /// together.
-    pub gradient: bool,
+    /// What it is in a step. A gradient is what the forward or backward pass computes and only the optimizer reads.
+    pub role: Role,
     /// Whether the forward pass has it, and a later part of the step reads it, too: it is kept in between.
     pub saved: bool,
     /// Whether it is made wherever it is read, since making it costs nothing.
@@ -58,6 +58,8 @@ pub struct Logical<'a> {
     pub graph: &'a Graph,
     /// The operations; those that make operands come first.
     pub operations: Vec<Operation>,
+    /// The redistributions of the placed graph, and what each of them brings elsewhere.
+    pub moves: Vec<(NodeIndex, ValueId)>,
     /// The values.
     pub values: Vec<LogicalValue>,
     /// The value of every output of the program.
@@ -71,14 +73,21 @@ impl<'a> Logical<'a> {
     pub fn of(graph: &'a Graph) -> Self {
         let live = live(graph);
         let mut values: Vec<LogicalValue> = Vec::new();
-        let mut logical =
-            Logical { graph, operations: Vec::new(), values: Vec::new(), outputs: Vec::new(), makers: Vec::new() };
+        let mut logical = Logical {
+            graph,
+            operations: Vec::new(),
+            moves: Vec::new(),
+            values: Vec::new(),
+            outputs: Vec::new(),
+            makers: Vec::new(),
+        };
         let mut of: FxHashMap<Value, ValueId> = FxHashMap::default();
         for node in graph.nodes().filter(|n| live[n.index()]) {
             let n = graph.node(node);
             let operands: Vec<ValueId> = graph.operands(node).iter().map(|v| of[v]).collect();
             if n.op.is_redistribution() {
                 of.insert(node.into(), operands[0]);
+                logical.moves.push((node, operands[0]));
                 values[operands[0]].versions.push(n.types[0].sharding.clone());
                 continue;
             }
@@ -91,7 +100,7 @@ impl<'a> Logical<'a> {
                     source,
                     versions: vec![ty.sharding.clone()],
                     outputs: Vec::new(),
-                    gradient: false,
+                    role: Role::Activation,
                     saved: false,
                     constant: matches!(n.op, Op::Fill(_) | Op::Iota),
                 });
@@ -110,6 +119,7 @@ impl<'a> Logical<'a> {
         }
         logical.values = values;
         logical.find_readers();
+        logical.find_parameters();
         logical.find_likes();
         logical
     }
@@ -117,6 +127,23 @@ impl<'a> Logical<'a> {
     /// The type of a value, where the placed graph computes it.
     pub fn ty(&self, value: ValueId) -> &'a Type {
         self.graph.ty(self.values[value].source)
+    }
+
+    /// The program without placements: a node for each operation, in order.
+    pub fn bare(&self) -> Graph {
+        let mut bare = Graph::new(self.graph.mesh.clone());
+        let mut of: Vec<Value> = Vec::with_capacity(self.values.len());
+        for operation in &self.operations {
+            let n = self.graph.node(operation.node);
+            let operands: Vec<Value> = operation.operands.iter().map(|&v| of[v]).collect();
+            let types = n.types.iter().map(|ty| ty.placed(Sharding::replicated(ty.rank()))).collect();
+            let node = bare.add(n.op.clone(), &operands, types, n.origin.clone());
+            of.extend((0..operation.results.len()).map(|i| Value { node, result: i as u32 }));
+        }
+        for (output, &v) in self.graph.outputs.iter().zip(&self.outputs) {
+            bare.outputs.push(Output { value: of[v], ..output.clone() });
+        }
+        bare
     }
 
     /// The types of values.
@@ -135,7 +162,7 @@ impl<'a> Logical<'a> {
         self.operations[self.operations[maker].like].results[result]
     }
 
-    /// Finds out which values are gradients, and which are saved.
+    /// Finds out which values are gradients or parameters, and which are saved.
     fn find_readers(&mut self) {
         let mut readers: Vec<BTreeSet<Phase>> = vec![BTreeSet::new(); self.values.len()];
         for operation in &self.operations {
@@ -148,10 +175,28 @@ impl<'a> Logical<'a> {
             let n = self.graph.node(value.source.node);
             let (is_input, made) = (matches!(n.op, Op::Input { .. }), n.origin.phase);
             let only_optimizer = readers.iter().eq([&Phase::Optimizer]) && value.outputs.is_empty();
-            value.gradient = !is_input && made != Phase::Optimizer && only_optimizer;
+            if !is_input && made != Phase::Optimizer && only_optimizer {
+                value.role = Role::Gradient;
+            }
             // An input is in memory anyway; the forward pass keeps the copy of it that lies elsewhere.
             let forward = if is_input { readers.contains(&Phase::Forward) } else { made == Phase::Forward };
             value.saved = forward && readers.contains(&Phase::Backward);
+        }
+    }
+
+    /// Finds out which values are parameters, converted and transposed or not.
+    fn find_parameters(&mut self) {
+        for operation in &self.operations {
+            let is_parameter = match &self.graph.node(operation.node).op {
+                Op::Input { id, .. } => id.is_parameter(),
+                Op::Map { f: MapFn::Cast(_) | MapFn::Identity, .. } => {
+                    self.values[operation.operands[0]].role == Role::Parameter
+                }
+                _ => false,
+            };
+            if is_parameter {
+                self.values[operation.results[0]].role = Role::Parameter;
+            }
         }
     }
 

@@ -20,6 +20,7 @@
 mod costs;
 mod eliminate;
 mod emit;
+pub mod kernels;
 mod logical;
 mod network;
 mod shift;
@@ -28,11 +29,11 @@ mod space;
 mod strategy;
 
 use crate::check::check;
-use crate::cost::graph_seconds;
 use crate::denotes::denotes;
 use crate::reasons::explain;
 use crate::targets::Target;
 use costs::Costs;
+pub use costs::Weights;
 use emit::emit;
 use logical::{Logical, ValueId};
 use network::Solved;
@@ -53,6 +54,24 @@ pub enum PlacementSource {
         /// Bytes of memory that the program may take on a rank; none if there is no limit.
         memory: Option<usize>,
     },
+}
+
+/// What the planner is to do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Aim {
+    /// Every value stays where it is; only layers that repeat become alike.
+    AsGiven,
+    /// The placements that cost least, found for one axis after the other.
+    Apart(Weights),
+    /// The same, and then for the axes together, with a bound on all placements.
+    Together(Weights),
+}
+
+impl Aim {
+    /// Whether memory counts.
+    pub fn prices_memory(self) -> bool {
+        matches!(self, Aim::Apart(weights) | Aim::Together(weights) if weights.byte > 0.0)
+    }
 }
 
 /// Most times that every axis is planned alone.
@@ -82,7 +101,7 @@ pub struct AxesReport {
     pub variables: usize,
     /// States of all variables.
     pub states: usize,
-    /// Seconds of the solution, with what its memory costs if memory has a price.
+    /// What the solution costs, in seconds, as the [`Weights`] count them.
     pub seconds: f64,
     /// No solution takes fewer seconds, counted in the same way.
     pub bound: f64,
@@ -121,14 +140,15 @@ impl PlannerReport {
 
 /// Plans a placed graph for a target. The result is none if the planner finds nothing that costs less than the graph, or
 /// if one of the proofs ([`check`], [`denotes`]) does not hold of what it finds.
-///
-/// `price` is what a byte costs, in seconds, that a rank keeps from the forward to the backward pass. A higher price leads to
-/// a program that takes less memory and more time, so with a price a result may cost more seconds than the graph.
-pub fn plan(graph: &Graph, target: &Target, price: f64) -> (Option<Graph>, PlannerReport) {
-    let before = graph_seconds(target, graph);
-    let mut report = PlannerReport { before, after: before, ..PlannerReport::default() };
+pub fn plan(graph: &Graph, target: &Target, aim: Aim) -> (Option<Graph>, PlannerReport) {
+    let (weights, rounds) = match aim {
+        Aim::AsGiven => (Weights::TIME, 0),
+        Aim::Apart(weights) | Aim::Together(weights) => (weights, ROUNDS),
+    };
     let logical = Logical::of(graph);
-    let costs = Costs::new(target, &graph.mesh, price);
+    let costs = Costs::new(target, &logical, weights);
+    let before = costs.program();
+    let mut report = PlannerReport { before, after: before, ..PlannerReport::default() };
     let mut choice = Choice::of(&logical);
     let axes: Vec<AxisId> = graph.mesh.axis_ids().filter(|&axis| graph.mesh.size(axis) > 1).collect();
     let mut step = |axes: &[AxisId], effort: Effort| {
@@ -141,7 +161,7 @@ pub fn plan(graph: &Graph, target: &Target, price: f64) -> (Option<Graph>, Plann
     };
     // One axis after the other is fast and comes near; planning them together then changes little.
     let mut last = f64::INFINITY;
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         let now = axes.iter().map(|&axis| step(&[axis], ALONE)).last().unwrap_or_default();
         if axes.len() < 2 || now >= last * (1.0 - SETTLED) {
             break;
@@ -149,22 +169,31 @@ pub fn plan(graph: &Graph, target: &Target, price: f64) -> (Option<Graph>, Plann
         last = now;
     }
     let effort = if axes.len() <= TOGETHER { COMPLETE } else { PAIR };
-    for (i, &major) in axes.iter().enumerate() {
+    let together = matches!(aim, Aim::Together(_));
+    for (i, &major) in axes.iter().enumerate().filter(|_| together) {
         for &minor in &axes[i + 1..] {
             step(&[major, minor], effort);
         }
     }
-    report.complete = axes.len() <= TOGETHER;
+    report.complete = rounds > 0 && axes.len() <= if together { TOGETHER } else { 1 };
     if let Some(mut planned) = emit(&logical, &choice) {
         explain(&mut planned);
-        let after = graph_seconds(target, &planned);
-        if (after < before || price > 0.0) && check(&planned).is_ok() && denotes(&planned, graph).is_ok() {
+        let after = seconds(&planned, target);
+        let may_cost_more = aim == Aim::AsGiven || weights != Weights::TIME;
+        if (after < before || may_cost_more) && check(&planned).is_ok() && denotes(&planned, graph).is_ok() {
             (report.after, report.taken) = (after, true);
             report.regathered = regathered(&logical, &choice);
             return (Some(planned), report);
         }
     }
     (None, report)
+}
+
+/// The predicted seconds of a placed program on its slowest rank: every kernel passes through memory once, and nothing
+/// overlaps.
+pub fn seconds(graph: &Graph, target: &Target) -> f64 {
+    let logical = Logical::of(graph);
+    Costs::new(target, &logical, Weights::TIME).program()
 }
 
 /// The parameters that are kept where they are stored, as are the conversions and transposes of them alone. What gathers them

@@ -6,7 +6,7 @@
 //! That each value is kept at one placement is the only restriction, so two readers that want two collectives of the same
 //! value count both.
 
-use super::costs::Costs;
+use super::costs::{Costs, Role};
 use super::logical::{Logical, LogicalValue, Operation, OperationId, ValueId};
 use super::network::{Network, Variable};
 use super::strategy::{Placed, Strategy, add, placements, without};
@@ -99,11 +99,11 @@ impl Space {
             let maker = logical.graph.node(value.source.node);
             let stored = matches!(maker.op, Op::Input { .. }).then_some(&maker.types[0].sharding);
             for (cost, at) in unary.iter_mut().zip(states) {
-                *cost += stored.map_or(0.0, |stored| costs.moved(ty, stored, at, false));
+                *cost += stored.map_or(0.0, |stored| costs.moved(ty, stored, at, value.role));
                 if value.saved && stored != Some(at) {
                     *cost += costs.saved(&ty.placed(at.clone()));
                 }
-                *cost += value.outputs.iter().map(|to| costs.moved(ty, at, to, value.gradient)).sum::<f64>();
+                *cost += value.outputs.iter().map(|to| costs.moved(ty, at, to, value.role)).sum::<f64>();
             }
         }
     }
@@ -115,16 +115,16 @@ impl Space {
             if options.is_empty() {
                 continue;
             }
-            let op = &logical.graph.node(operation.node).op;
             let (operands, results) = (logical.types(&operation.operands), logical.types(&operation.results));
             let work = |(_, placed): &(Strategy, Placed)| {
                 let at = |(ty, to): (&&Type, &Sharding)| ty.placed(to.clone());
                 let read: Vec<Type> = operands.iter().zip(&placed.operands).map(at).collect();
-                let made = results[0].placed(placed.results[0].clone());
+                let made: Vec<Type> = results.iter().zip(&placed.results).map(at).collect();
                 // A constant is made where it is read, as a partial term on all ranks but one.
                 let constants = operation.operands.iter().zip(&read).filter(|(v, _)| logical.values[**v].constant);
-                let terms = constants.map(|(_, ty)| costs.moved(ty, &reduced(&ty.sharding), &ty.sharding, false));
-                let work = costs.operation(op, &read.iter().collect::<Vec<_>>(), &made);
+                let terms =
+                    constants.map(|(_, ty)| costs.moved(ty, &reduced(&ty.sharding), &ty.sharding, Role::Activation));
+                let work = costs.operation(o, &read.iter().collect::<Vec<_>>(), &made.iter().collect::<Vec<_>>());
                 counts[o] * (work + terms.sum::<f64>())
             };
             let variable = self.network.variable(options.iter().map(work).collect());
@@ -153,13 +153,12 @@ impl Space {
             else {
                 continue;
             };
-            let (ty, gradient) = (logical.ty(v), logical.values[v].gradient);
             let cost = |at: usize, strategy: usize| {
                 let placed = &options[strategy].1;
                 count
                     * match slot {
-                        Slot::Operand(i) => costs.moved(ty, &kept[at], &placed.operands[i], gradient),
-                        Slot::Result(i) => costs.moved(ty, &placed.results[i], &kept[at], gradient),
+                        Slot::Operand(i) => costs.brought(v, &kept[at], &placed.operands[i]),
+                        Slot::Result(i) => costs.brought(v, &placed.results[i], &kept[at]),
                     }
             };
             self.network.add(*value, *operation, cost);

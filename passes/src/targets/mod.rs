@@ -84,6 +84,11 @@ pub enum DeviceKind {
 }
 
 impl DeviceKind {
+    /// Whether collectives run while kernels do. On a CPU, the rank itself adds and copies.
+    pub fn overlaps(self) -> bool {
+        self == DeviceKind::Cuda
+    }
+
     /// The name in profiles.
     pub fn name(self) -> &'static str {
         match self {
