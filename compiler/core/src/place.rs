@@ -25,7 +25,6 @@ use tpc_passes::propagate::propagate;
 use tpc_passes::reshard::reshard_after_forward;
 use tpc_passes::simulate::simulate;
 use tpc_passes::styles::Annotations;
-use tpc_passes::targets::DeviceKind;
 
 /// A program whose values all have placements.
 pub struct Placed {
@@ -51,16 +50,58 @@ pub fn place(logical: &Graph, annotations: &Annotations, options: &CompileOption
     }
 }
 
-/// The share of a hidden collective that counts, for each candidate of the planner.
-fn shares(kind: DeviceKind, overlap: bool) -> &'static [f64] {
-    if kind.overlaps() && overlap { &[1.0, 0.3, 0.05] } else { &[1.0] }
+/// The weights of the planner's candidates on a target: the share of a hidden collective that counts.
+pub(crate) fn shares(options: &CompileOptions) -> &'static [f64] {
+    let overlaps = options.target.device.kind.overlaps() && options.lower.overlap;
+    if overlaps { &[1.0, 0.3, 0.05] } else { &[1.0] }
 }
 
-/// A program, what it was made for, and what it takes.
-struct Candidate {
-    placed: Placed,
+/// A program, what it was made for, and what it takes on the first rank.
+pub(crate) struct Candidate {
+    pub(crate) placed: Placed,
+    pub(crate) aim: Aim,
+    pub(crate) taken: Taken,
+}
+
+/// Places a program for an aim of the planner and simulates it.
+pub(crate) fn candidate(
+    logical: &Graph,
+    annotations: &Annotations,
+    options: &CompileOptions,
     aim: Aim,
-    taken: Taken,
+) -> Result<Candidate, Error> {
+    let placed = place_for(logical, annotations, options, aim)?;
+    let schedule = schedule(&placed.placed, &options.target, &options.lower);
+    let program = lower_rank(&placed.placed, &schedule, 0)?;
+    let seconds = simulate(&program, &options.target).seconds;
+    Ok(Candidate { placed, aim, taken: Taken { bytes: program.arena_bytes, seconds } })
+}
+
+/// Of `first` and of what `find` finds for each of some weights, the one that takes the least time and fits into `memory`.
+/// Of equally fast ones, what `find` finds for the first weights is taken.
+///
+/// # Errors
+/// None fits; the errors of `find`.
+pub(crate) fn fastest<P>(
+    options: &CompileOptions,
+    memory: Option<usize>,
+    first: (P, Taken),
+    find: impl Fn(Weights) -> Result<(P, Taken), Error>,
+) -> Result<P, Error> {
+    let limit = memory.unwrap_or(usize::MAX);
+    let mut least = first.1.bytes;
+    let mut found: Vec<(P, Taken)> = Vec::new();
+    for &hidden in shares(options) {
+        match within(limit, |byte| find(Weights { byte, hidden }), |(_, taken)| *taken) {
+            Ok(one) => found.push(one),
+            Err(Error::Budget(error)) => least = least.min(error.least),
+            Err(error) => return Err(error),
+        }
+    }
+    found.push(first);
+    let fits = found.into_iter().filter(|(_, taken)| taken.bytes <= limit);
+    let best = fits.min_by(|(_, a), (_, b)| a.seconds.total_cmp(&b.seconds));
+    best.map(|(one, _)| one).ok_or_else(|| BudgetError { limit, least }.into())
 }
 
 fn place_planned(
@@ -69,39 +110,17 @@ fn place_planned(
     options: &CompileOptions,
     memory: Option<usize>,
 ) -> Result<Placed, Error> {
-    let candidate = |aim: Aim| -> Result<Candidate, Error> {
-        let placed = place_for(logical, annotations, options, aim)?;
-        let schedule = schedule(&placed.placed, &options.target, &options.lower);
-        let program = lower_rank(&placed.placed, &schedule, 0)?;
-        let seconds = simulate(&program, &options.target).seconds;
-        eprintln!("{aim:?}: {seconds} {}", program.arena_bytes);
-        Ok(Candidate { placed, aim, taken: Taken { bytes: program.arena_bytes, seconds } })
+    let find = |aim| {
+        let found = candidate(logical, annotations, options, aim)?;
+        let taken = found.taken;
+        Ok((found, taken))
     };
-    let limit = memory.unwrap_or(usize::MAX);
-    let given = candidate(Aim::AsGiven)?;
-    if std::env::var("TPC_GIVEN").is_ok() {
-        return Ok(given.placed);
-    }
-    let mut least = given.taken.bytes;
-    let mut fitting: Vec<Candidate> = Vec::new();
-    for &hidden in shares(options.target.device.kind, options.lower.overlap) {
-        match within(limit, |byte| candidate(Aim::Apart(Weights { byte, hidden })), |found| found.taken) {
-            Ok(found) => fitting.push(found),
-            Err(Error::Budget(error)) => least = least.min(error.least),
-            Err(error) => return Err(error),
-        }
-    }
-    // Of equally fast programs the first is taken.
-    fitting.push(given);
-    let fits = |found: &Candidate| found.taken.bytes <= limit;
-    let faster = |a: &Candidate, b: &Candidate| a.taken.seconds.total_cmp(&b.taken.seconds);
-    let Some(best) = fitting.into_iter().filter(fits).min_by(faster) else {
-        return Err(BudgetError { limit, least }.into());
-    };
+    let best = fastest(options, memory, find(Aim::AsGiven)?, |weights| find(Aim::Apart(weights)))?;
     let Aim::Apart(weights) = best.aim else { return Ok(best.placed) };
-    let complete = candidate(Aim::Together(weights))?;
-    let found = [complete, best].into_iter().filter(fits).min_by(faster);
-    Ok(found.expect("the best candidate fits").placed)
+    let complete = candidate(logical, annotations, options, Aim::Together(weights))?;
+    let fits = memory.is_none_or(|limit| complete.taken.bytes <= limit);
+    let is_better = fits && complete.taken.seconds <= best.taken.seconds;
+    Ok(if is_better { complete.placed } else { best.placed })
 }
 
 /// Places a program for one aim of the planner.

@@ -127,17 +127,24 @@ pub(crate) struct Planned {
     pub(crate) placed: Placed,
 }
 
-/// Takes a program to where every value is placed.
+/// A canonical program, and what a plan demands of it.
+pub(crate) struct Prepared {
+    pub(crate) captured: Graph,
+    pub(crate) logical: Graph,
+    pub(crate) annotations: Annotations,
+}
+
+/// Takes a program to where its values can be placed.
 ///
 /// # Errors
 /// As [`compile_graph`].
-pub(crate) fn plan_graph(
+pub(crate) fn prepare(
     captured: Graph,
     mesh: &Mesh,
     plan: &Plan,
     options: &CompileOptions,
     beside: &Beside<'_>,
-) -> Result<Planned, Error> {
+) -> Result<Prepared, Error> {
     addressable(&captured)?;
     let mut captured = on_captured(&captured, &options.step)?.into_owned();
     well_formed(&captured)?;
@@ -152,6 +159,21 @@ pub(crate) fn plan_graph(
     if beside.kept.is_none() {
         place_kept(&logical, &mut annotations, &options.target);
     }
+    Ok(Prepared { captured, logical, annotations })
+}
+
+/// Takes a program to where every value is placed.
+///
+/// # Errors
+/// As [`compile_graph`].
+pub(crate) fn plan_graph(
+    captured: Graph,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    beside: &Beside<'_>,
+) -> Result<Planned, Error> {
+    let Prepared { captured, logical, annotations } = prepare(captured, mesh, plan, options, beside)?;
     let placed = place(&logical, &annotations, options)?;
     Ok(Planned { captured, logical, annotations, placed })
 }

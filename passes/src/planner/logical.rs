@@ -9,9 +9,9 @@ use crate::rebuild::live;
 use crate::rules::{Rule, rule};
 use petgraph::graph::NodeIndex;
 use rustc_hash::FxHashMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use tpc_ir::block::Lines;
-use tpc_ir::{Graph, MapFn, Op, Output, Phase, Sharding, Type, Value};
+use tpc_ir::{Graph, InputId, MapFn, Op, Output, Phase, Sharding, Type, Value};
 
 /// Index of a logical value.
 pub type ValueId = usize;
@@ -49,6 +49,10 @@ pub struct LogicalValue {
     pub saved: bool,
     /// Whether it is made wherever it is read, since making it costs nothing.
     pub constant: bool,
+    /// Whether it is an input that may be stored anywhere.
+    pub free: bool,
+    /// The inputs of which it is the next value, if these may be stored anywhere.
+    pub updates: Vec<ValueId>,
 }
 
 /// The operations and values of a placed graph without its redistributions.
@@ -103,6 +107,8 @@ impl<'a> Logical<'a> {
                     role: Role::Activation,
                     saved: false,
                     constant: matches!(n.op, Op::Fill(_) | Op::Iota),
+                    free: false,
+                    updates: Vec::new(),
                 });
                 values.len() - 1
             };
@@ -122,6 +128,27 @@ impl<'a> Logical<'a> {
         logical.find_parameters();
         logical.find_likes();
         logical
+    }
+
+    /// Lets inputs be stored anywhere; what updates them is stored alike.
+    pub fn set_free(&mut self, inputs: &HashSet<InputId>) {
+        let mut free: FxHashMap<&InputId, ValueId> = FxHashMap::default();
+        for operation in &self.operations {
+            if let Op::Input { id, .. } = &self.graph.node(operation.node).op
+                && inputs.contains(id)
+            {
+                free.insert(id, operation.results[0]);
+            }
+        }
+        for (output, &value) in self.graph.outputs.iter().zip(&self.outputs) {
+            let updated = output.kind.trained().and_then(|(id, _)| free.get(&id));
+            let Some(&input) = updated else { continue };
+            let sharding = &self.graph.ty(output.value).sharding;
+            let outputs = &mut self.values[value].outputs;
+            outputs.swap_remove(outputs.iter().position(|at| at == sharding).expect("the value is the output"));
+            self.values[value].updates.push(input);
+        }
+        free.into_values().for_each(|v| self.values[v].free = true);
     }
 
     /// The type of a value, where the placed graph computes it.

@@ -40,7 +40,8 @@ use network::Solved;
 use rustc_hash::{FxHashMap, FxHashSet};
 use solve::{Effort, solve};
 use space::{Choice, Space};
-use tpc_ir::{AxisId, Graph, InputId, MapFn, Op};
+use std::collections::{HashMap, HashSet};
+use tpc_ir::{AxisId, Graph, InputId, MapFn, Op, Sharding};
 
 /// What decides the placements that a plan leaves open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -149,10 +150,49 @@ pub fn plan(graph: &Graph, target: &Target, aim: Aim) -> (Option<Graph>, Planner
     let costs = Costs::new(target, &logical, weights);
     let before = costs.program();
     let mut report = PlannerReport { before, after: before, ..PlannerReport::default() };
-    let mut choice = Choice::of(&logical);
-    let axes: Vec<AxisId> = graph.mesh.axis_ids().filter(|&axis| graph.mesh.size(axis) > 1).collect();
+    let choice = chosen(&logical, &costs, rounds, matches!(aim, Aim::Together(_)), &mut report);
+    if let Some(mut planned) = emit(&logical, &choice) {
+        explain(&mut planned);
+        let after = seconds(&planned, target);
+        let may_cost_more = aim == Aim::AsGiven || weights != Weights::TIME;
+        if (after < before || may_cost_more) && check(&planned).is_ok() && denotes(&planned, graph).is_ok() {
+            (report.after, report.taken) = (after, true);
+            report.regathered = regathered(&logical, &choice);
+            return (Some(planned), report);
+        }
+    }
+    (None, report)
+}
+
+/// Where the free inputs of a placed graph are best stored, with everything else placed for that; the others stay where they
+/// are. The dimensions of an input that are cut are those that the model knows.
+pub fn storage(
+    graph: &Graph,
+    target: &Target,
+    weights: Weights,
+    free: &HashSet<InputId>,
+) -> (HashMap<InputId, Sharding>, PlannerReport) {
+    let mut logical = Logical::of(graph);
+    logical.set_free(free);
+    let costs = Costs::new(target, &logical, weights);
+    let mut report = PlannerReport::default();
+    let choice = chosen(&logical, &costs, ROUNDS, true, &mut report);
+    let stored = logical.operations.iter().filter_map(|operation| match &graph.node(operation.node).op {
+        Op::Input { id, .. } if free.contains(id) => {
+            Some((id.clone(), choice.kept[logical.like(operation.results[0])].clone()))
+        }
+        _ => None,
+    });
+    (stored.collect(), report)
+}
+
+/// The placements that cost least, found for one axis after the other, and then for the axes together if they are to be.
+fn chosen(logical: &Logical, costs: &Costs, rounds: usize, together: bool, report: &mut PlannerReport) -> Choice {
+    let mesh = &logical.graph.mesh;
+    let mut choice = Choice::of(logical);
+    let axes: Vec<AxisId> = mesh.axis_ids().filter(|&axis| mesh.size(axis) > 1).collect();
     let mut step = |axes: &[AxisId], effort: Effort| {
-        let space = Space::along(axes, &logical, &choice, &costs);
+        let space = Space::along(axes, logical, &choice, costs);
         let Solved { states, cost, bound } = solve(&space.network, effort);
         choice = space.chosen(&states, &choice);
         let (variables, states) = (space.network.unary.len(), space.network.unary.iter().map(Vec::len).sum());
@@ -169,24 +209,13 @@ pub fn plan(graph: &Graph, target: &Target, aim: Aim) -> (Option<Graph>, Planner
         last = now;
     }
     let effort = if axes.len() <= TOGETHER { COMPLETE } else { PAIR };
-    let together = matches!(aim, Aim::Together(_));
     for (i, &major) in axes.iter().enumerate().filter(|_| together) {
         for &minor in &axes[i + 1..] {
             step(&[major, minor], effort);
         }
     }
     report.complete = rounds > 0 && axes.len() <= if together { TOGETHER } else { 1 };
-    if let Some(mut planned) = emit(&logical, &choice) {
-        explain(&mut planned);
-        let after = seconds(&planned, target);
-        let may_cost_more = aim == Aim::AsGiven || weights != Weights::TIME;
-        if (after < before || may_cost_more) && check(&planned).is_ok() && denotes(&planned, graph).is_ok() {
-            (report.after, report.taken) = (after, true);
-            report.regathered = regathered(&logical, &choice);
-            return (Some(planned), report);
-        }
-    }
-    (None, report)
+    choice
 }
 
 /// The predicted seconds of a placed program on its slowest rank: every kernel passes through memory once, and nothing

@@ -11,8 +11,9 @@ use super::logical::{Logical, LogicalValue, Operation, OperationId, ValueId};
 use super::network::{Network, Variable};
 use super::strategy::{Placed, Strategy, add, placements, without};
 use crate::redistribute::reduced;
+use crate::styles::layout::factored;
 use rustc_hash::FxHashMap;
-use tpc_ir::{AxisId, Op, Sharding, Type};
+use tpc_ir::{AxisId, Mesh, Op, Sharding, Type};
 
 /// Where every value is kept and how every operation is computed, for those that others are placed like.
 #[derive(Clone, Debug)]
@@ -88,6 +89,10 @@ impl Space {
             versions.for_each(|at| add(&mut states, at.clone()));
             let (maker, result) = logical.makers[v];
             options[maker].iter().for_each(|(_, placed)| add(&mut states, placed.results[result].clone()));
+            if value.free {
+                let Op::Input { layout, .. } = &logical.graph.node(value.source.node).op else { continue };
+                states.retain(|at| is_storage(layout, &logical.ty(v).placed(at.clone()), &logical.graph.mesh));
+            }
             let variable = self.network.variable(vec![0.0; states.len()]);
             self.values.insert(v, (variable, states));
         }
@@ -98,9 +103,10 @@ impl Space {
             let unary = &mut self.network.unary[*variable];
             let maker = logical.graph.node(value.source.node);
             let stored = matches!(maker.op, Op::Input { .. }).then_some(&maker.types[0].sharding);
+            let stored = stored.filter(|_| !value.free);
             for (cost, at) in unary.iter_mut().zip(states) {
                 *cost += stored.map_or(0.0, |stored| costs.moved(ty, stored, at, value.role));
-                if value.saved && stored != Some(at) {
+                if value.free || value.saved && stored != Some(at) {
                     *cost += costs.saved(&ty.placed(at.clone()));
                 }
                 *cost += value.outputs.iter().map(|to| costs.moved(ty, at, to, value.role)).sum::<f64>();
@@ -148,6 +154,17 @@ impl Space {
                 counts[at].1 += 1.0;
             }
         }
+        for (v, value) in logical.values.iter().enumerate() {
+            for &input in &value.updates {
+                let (like, stored) = (logical.like(v), logical.like(input));
+                let (Some((next, from)), Some((now, to))) = (self.values.get(&like), self.values.get(&stored)) else {
+                    continue;
+                };
+                if next != now {
+                    self.network.add(*next, *now, |a, b| costs.brought(like, &from[a], &to[b]));
+                }
+            }
+        }
         for ((v, o, slot), count) in counts {
             let (Some((value, kept)), Some((operation, options))) = (self.values.get(&v), self.operations.get(&o))
             else {
@@ -176,6 +193,18 @@ impl Space {
         }
         chosen
     }
+}
+
+/// Whether an input can be stored so: whole dimensions of the shape that the model knows are cut, in as many parts as there
+/// are ranks.
+fn is_storage(layout: &[usize], ty: &Type, mesh: &Mesh) -> bool {
+    let Some(ranges) = factored(layout, &ty.shape) else { return ty.sharding.is_replicated() };
+    let begins = |dim: usize| ranges.iter().any(|range| range.start == dim && !range.is_empty());
+    let cut = ty.sharding.dims.iter().enumerate().filter(|(_, axes)| !axes.is_empty());
+    ty.sharding.partial.is_none()
+        && cut.into_iter().all(|(dim, axes)| {
+            begins(dim) && axes.iter().map(|&axis| mesh.size(axis)).product::<usize>() <= ty.shape[dim]
+        })
 }
 
 /// Where a value meets an operation.

@@ -13,9 +13,10 @@ use super::loss_parallel::loss_parallel;
 use super::modules::{Role, Weight, weights};
 use super::plan::{MeshDim, Plan};
 use super::regions::Regions;
+use super::storage::store;
 use crate::canonicalize::canonicalize;
 use petgraph::graph::NodeIndex;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use tpc_ir::reason::Demand;
 use tpc_ir::{AxisId, Graph, InputId, Mesh, Region, Sharding};
 
@@ -60,9 +61,12 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
     if let Some((mode, _)) = &plan.data {
         data_placements(graph, mesh, mode, &data, &mut found);
     }
+    store(graph, mesh, plan, &mut found)?;
     let stored = data.shard.filter(|_| plan.data.as_ref().is_some_and(|(mode, _)| mode.shards_parameters()));
     let split = |axis: AxisId| found.mesh.parts(mesh.name(axis));
-    let cutting: Vec<AxisId> = axis.into_iter().chain(stored).filter(|&a| mesh.size(a) > 1).flat_map(split).collect();
+    let listed = plan.storage.iter().flat_map(|entry| entry.dims.iter().flatten()).filter_map(|name| mesh.axis(name));
+    let cutting: BTreeSet<AxisId> = axis.into_iter().chain(stored).chain(listed).collect();
+    let cutting: Vec<AxisId> = cutting.into_iter().filter(|&a| mesh.size(a) > 1).flat_map(split).collect();
     gradients_like_parameters(graph, &cutting, &mut found);
     Ok(found)
 }

@@ -23,7 +23,10 @@ impl PlanAxes {
             let axis = mesh.name(both).into();
             return Err(StyleError::AxisTwice { axis, first: "its styles", second: "its data mode" });
         }
-        let is_used = |axis: &AxisId| style == Some(*axis) || data.batch.contains(axis);
+        let listed = |axis: AxisId| {
+            plan.storage.iter().any(|entry| entry.dims.iter().flatten().any(|name| name == mesh.name(axis)))
+        };
+        let is_used = |axis: &AxisId| style == Some(*axis) || data.batch.contains(axis) || listed(*axis);
         match mesh.axis_ids().find(|axis| !is_used(axis)) {
             Some(unused) if !plan.allow_unused_axes => Err(StyleError::UnusedAxis { axis: mesh.name(unused).into() }),
             _ => Ok(PlanAxes { style, data }),

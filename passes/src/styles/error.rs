@@ -4,6 +4,7 @@ use super::direction::Direction;
 use super::layout::Layout;
 use super::pattern::{Nearest, PatternError};
 use std::fmt;
+use tpc_ir::input::Shown;
 use tpc_ir::mesh::MeshError;
 use tpc_ir::{ModulePath, quote};
 
@@ -25,6 +26,37 @@ pub enum StyleError {
         path: String,
         /// The fault of the pattern.
         problem: PatternError,
+    },
+    /// An entry of the placements with another number of dimensions than the input has.
+    #[error(
+        "plan entry `{}` places {dims} dimensions of `{input}`, which has the shape {shape:?}: name the axes of each, [] for none",
+        quote::cut(.path)
+    )]
+    Storage {
+        /// The plan entry.
+        path: String,
+        /// The input.
+        input: Shown,
+        /// Its shape as the model knows it.
+        shape: Vec<usize>,
+        /// The number of dimensions of the entry.
+        dims: usize,
+    },
+    /// An axis that cuts two dimensions of one input.
+    #[error("plan entry `{}` cuts two dimensions over the axis {}: an axis cuts one", quote::cut(.path), quote::cut(.axis))]
+    StorageAxis {
+        /// The plan entry.
+        path: String,
+        /// The axis.
+        axis: String,
+    },
+    /// An input that an entry of the placements and something else place differently.
+    #[error("plan entry `{}` places `{input}`, which another entry or the data mode places differently: remove one", quote::cut(.path))]
+    StoredTwice {
+        /// The plan entry.
+        path: String,
+        /// The input.
+        input: Shown,
     },
     /// A path that matches a module in which the style has nothing to place.
     #[error(

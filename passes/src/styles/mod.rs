@@ -15,6 +15,7 @@
 //! | which axes of the mesh a plan uses | `axes` |
 //! | what the styles of a plan demand in the modules that it names | `claims` |
 //! | constraints on values at boundaries; on the logits | `boundaries`, `loss_parallel` |
+//! | inputs that a plan stores one by one | [`storage`] |
 //! | what is placed like a parameter | `like_parameters` |
 //! | from a plan to placements; the demands of a plan | [`annotate()`], [`annotations`] |
 //! | why a plan does not fit | `error` |
@@ -44,6 +45,7 @@ pub mod prepare;
 mod prepare_module;
 pub mod regions;
 mod sequence;
+pub mod storage;
 pub mod style;
 mod subtree;
 mod whole_model;
@@ -57,6 +59,7 @@ pub use layout::Layout;
 pub use linear::{ColwiseParallel, RowwiseParallel};
 pub use pairwise::{PairwiseParallel, PairwiseSequenceParallel, TensorParallelMultiheadAttention};
 pub use plan::{MeshDim, Plan, PlanError};
+pub use plan_file::placements_json;
 pub use prepare_module::{PrepareModuleInput, PrepareModuleInputOutput, PrepareModuleOutput};
 pub use sequence::SequenceParallel;
 pub use style::ParallelStyle;

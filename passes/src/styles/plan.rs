@@ -2,6 +2,7 @@
 
 use super::data::DataMode;
 use super::pattern::PatternError;
+use super::storage::StoragePlan;
 use super::style::ParallelStyle;
 use super::whole_model::WholeModel;
 use std::fmt;
@@ -80,6 +81,8 @@ pub struct Plan {
     pub styles: Vec<Entry>,
     /// The mode and the name of the data axis.
     pub data: Option<(DataMode, String)>,
+    /// Where inputs are stored that neither a style nor the data mode places.
+    pub storage: Vec<StoragePlan>,
     /// Whether cross entropy must read logits that are sharded over the vocabulary.
     pub loss_parallel: bool,
     /// Whether the mesh may have axes that the plan does not use.

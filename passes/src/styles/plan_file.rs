@@ -9,6 +9,7 @@ use super::plan::{Entry, MeshDim, Plan, PlanError};
 use super::prepare::{self, Prepare};
 use super::prepare_module::{PrepareModuleInput, PrepareModuleInputOutput, PrepareModuleOutput};
 use super::sequence::SequenceParallel;
+use super::storage::{StoragePlan, StoredInputs};
 use super::style::ParallelStyle;
 use serde_json::{Map, Value as Json};
 use std::collections::HashSet;
@@ -40,9 +41,12 @@ impl Plan {
             UniqueError::Syntax(problem) => PlanError::Json(problem),
             repeated => PlanError::RepeatedKey(repeated),
         })?;
-        let mut plan = Plan::new();
-        for (key, value) in object("the plan", &json)? {
+        let json = object("the plan", &json)?;
+        let mut plan = json.get("extends").map_or(Ok(Plan::new()), |name| Plan::built_in(&string("extends", name)?))?;
+        for (key, value) in json {
             match key.as_str() {
+                "extends" => {}
+                "placements" => placements(&mut plan, value)?,
                 "axis" => plan.axis = Some(axis(value)?),
                 "styles" => styles(&mut plan, "", value)?,
                 "data" => plan.data = Some(data(value)?),
@@ -51,7 +55,7 @@ impl Plan {
                     plan.loss_parallel = on.ok_or_else(|| kind("loss_parallel", "true or false", value))?;
                 }
                 _ => {
-                    let known = "axis, styles, data, loss_parallel";
+                    let known = "extends, axis, styles, data, loss_parallel, placements";
                     return Err(PlanError::Key { key: key.clone(), place: "the plan".into(), known });
                 }
             }
@@ -229,6 +233,54 @@ impl Options<'_> {
             desired_output_layouts: self.layouts("desired_output_layouts")?,
         })
     }
+}
+
+/// Adds the placements of inputs: for each dimension the axis that cuts it, a list of several, or `null`.
+fn placements(plan: &mut Plan, json: &Json) -> Result<(), PlanError> {
+    const EXPECTED: &str = "a list with an axis, a list of axes or null for each dimension";
+    for (kind_of, entries) in object("placements", json)? {
+        let inputs: fn(String) -> StoredInputs = match kind_of.as_str() {
+            "parameters" => StoredInputs::Parameters,
+            "states" => StoredInputs::States,
+            "data" => StoredInputs::Data,
+            _ => {
+                let known = "parameters, states, data";
+                return Err(PlanError::Key { key: kind_of.clone(), place: "`placements`".into(), known });
+            }
+        };
+        for (path, value) in object(kind_of, entries)? {
+            let axes = |dim: &Json| match dim {
+                Json::Null => Ok(Vec::new()),
+                Json::String(name) => Ok(vec![axis_name("placements", name)?]),
+                Json::Array(names) => names.iter().map(|name| axis_name("placements", &string(path, name)?)).collect(),
+                other => Err(kind(path, EXPECTED, other)),
+            };
+            let dims = value.as_array().ok_or_else(|| kind(path, EXPECTED, value))?;
+            let dims = dims.iter().map(axes).collect::<Result<_, _>>()?;
+            plan.storage.push(StoragePlan { inputs: inputs(path.clone()), dims });
+        }
+    }
+    Ok(())
+}
+
+/// The placements of inputs in the form that [`Plan::from_json`] reads.
+pub fn placements_json(storage: &[StoragePlan]) -> Json {
+    let mut kinds: Map<String, Json> = Map::new();
+    for entry in storage {
+        let kind = match entry.inputs {
+            StoredInputs::Parameters(_) => "parameters",
+            StoredInputs::States(_) => "states",
+            StoredInputs::Data(_) => "data",
+        };
+        let dim = |axes: &Vec<String>| match axes.as_slice() {
+            [] => Json::Null,
+            [only] => Json::from(only.as_str()),
+            several => Json::from(several),
+        };
+        let dims: Vec<Json> = entry.dims.iter().map(dim).collect();
+        kinds.entry(kind).or_insert_with(|| Map::new().into())[entry.path()] = dims.into();
+    }
+    kinds.into()
 }
 
 /// Parses the data mode and its axis: `{"mode": "hsdp", "axis": "dp", "replicate_axis": "rep"}`, or the mode alone,

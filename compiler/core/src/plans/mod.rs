@@ -3,6 +3,7 @@
 //! A prediction is based on the compiled program of the first rank, which holds the largest shards: the size of its arena
 //! is the memory that a rank needs, and a simulation of its steps gives the time ([`simulate`]).
 
+mod complete;
 mod error;
 
 pub use error::ChoiceError;
@@ -153,9 +154,14 @@ impl Workload {
         Ok(Summary::of(&program, first.as_ref(), &options.target))
     }
 
-    fn compiled(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Compiled, Error> {
+    /// The options for compiling the step.
+    fn options(&self, options: &CompileOptions) -> CompileOptions {
         let step = if self.first.is_some() { options.step.clone() } else { options.step.of_inference() };
-        let options = CompileOptions { step, ..options.clone() };
+        CompileOptions { step, ..options.clone() }
+    }
+
+    fn compiled(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Compiled, Error> {
+        let options = self.options(options);
         let compile = |graph: &Graph| {
             compile_rank(graph.clone(), mesh, plan, &options).map_err(|error| self.facts.explain(error))
         };
