@@ -4,7 +4,8 @@
 //! |---|---|
 //! | the data of the page, and how it gets into the page | `page` |
 //! | what the page looks like | `page.html`, `page.css` |
-//! | what it draws, and how it checks itself | `page.js` |
+//! | what it draws | `script/{totals,step,timeline,modules,operations,tensors,changes,search}.js` |
+//! | how it checks itself | `script/check.js` |
 
 mod page;
 

@@ -5,7 +5,22 @@ use tpc_compiler::view;
 
 const TEMPLATE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
-const SCRIPT: &str = include_str!("page.js");
+/// The parts of the script. Each may use what the ones before it define.
+const SCRIPT: [&str; 13] = [
+    include_str!("script/elements.js"),
+    include_str!("script/data.js"),
+    include_str!("script/tensors.js"),
+    include_str!("script/totals.js"),
+    include_str!("script/tip.js"),
+    include_str!("script/step.js"),
+    include_str!("script/timeline.js"),
+    include_str!("script/modules.js"),
+    include_str!("script/operations.js"),
+    include_str!("script/changes.js"),
+    include_str!("script/search.js"),
+    include_str!("script/page.js"),
+    include_str!("script/check.js"),
+];
 
 /// The data of the page.
 #[derive(Debug, Serialize)]
@@ -43,7 +58,8 @@ impl Page {
     /// in it can end the element.
     pub(super) fn html(&self) -> serde_json::Result<String> {
         let data = self.json()?.replace('<', "\\u003c");
-        let parts = [("{{style}}", STYLE), ("{{data}}", &data), ("{{script}}", SCRIPT)];
+        let script = SCRIPT.join("\n");
+        let parts = [("{{style}}", STYLE), ("{{data}}", &data), ("{{script}}", &script)];
         // What is put in is not searched for the places of the others.
         let (mut page, mut rest) = (String::with_capacity(data.len() + (1 << 17)), TEMPLATE);
         for (place, part) in parts {

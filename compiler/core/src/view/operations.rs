@@ -1,7 +1,7 @@
 //! The operations of each module, phase by phase, and how their values are placed on the mesh.
 //!
 //! Modules that have the same place in equal elements of a list share a listing if their operations have the same types.
-//! A listing shows the first of them. Micro-batches are handled in the same way. A module may repeat operations itself: what
+//! A listing shows one of them. Micro-batches are handled in the same way. A module may repeat operations itself: what
 //! all layers do that belongs to none of them is listed once as well.
 
 use super::modules::Modules;
@@ -244,20 +244,32 @@ pub(super) fn listings(graph: &Graph, modules: &Modules) -> Listings {
     };
     let mut listings = Vec::new();
     for ((module, section), instances) in places {
-        // By looks: the position of the listing.
+        // By looks: the parts that share a listing. The one in the middle of all is shown if it is among them, so that the
+        // listings of a block show one layer, which is neither the first nor the last.
+        let middle = instances.len() / 2;
+        let mut alike: Vec<(Part, String, usize)> = Vec::new();
         let mut known: HashMap<Vec<usize>, usize> = HashMap::new();
-        for ((path, _), Part { nodes, looks }) in instances {
-            let shown = repeated(&looks);
-            let at = *known.entry(looks).or_insert_with(|| {
-                let mut operations = Vec::with_capacity(shown.len());
-                for (at, times) in shown {
-                    let name = names.get(&nodes[at].node).copied().unwrap_or_default();
-                    operations.push(Operation { name, times, ..described(graph, nodes[at], &text, &mut lists) });
+        for (at, ((path, _), part)) in instances.into_iter().enumerate() {
+            match known.get(&part.looks) {
+                Some(&found) => {
+                    alike[found].2 += 1;
+                    if at == middle {
+                        (alike[found].0, alike[found].1) = (part, path.to_string());
+                    }
                 }
-                listings.push(Listing { module, section, shown: path.to_string(), count: 0, operations });
-                listings.len() - 1
-            });
-            listings[at].count += 1;
+                None => {
+                    known.insert(part.looks.clone(), alike.len());
+                    alike.push((part, path.to_string(), 1));
+                }
+            }
+        }
+        for (Part { nodes, looks }, shown, count) in alike {
+            let operation = |(at, times): (usize, usize)| {
+                let name = names.get(&nodes[at].node).copied().unwrap_or_default();
+                Operation { name, times, ..described(graph, nodes[at], &text, &mut lists) }
+            };
+            let operations = repeated(&looks).into_iter().map(operation).collect();
+            listings.push(Listing { module, section, shown, count, operations });
         }
     }
     Listings { types: lists.types, reasons: lists.reasons, listings }
