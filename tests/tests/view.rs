@@ -308,7 +308,8 @@ fn a_wrong_page_fails_its_checks() {
     let Some(browser) = browser() else { return };
     let scratch = Scratch::new("view-wrong");
     let right = page(&scratch, &format!("{LLAMA} --plan tp-sp --mesh tp=2"));
-    let wrong: [(&str, fn(&mut Json)); 4] = [
+    type Change = fn(&mut Json);
+    let wrong: [(&str, Change); 4] = [
         ("bytes", |view| {
             let bytes = view["arena"]["holdings"][0]["bytes"].as_u64().unwrap();
             view["arena"]["holdings"][0]["bytes"] = (bytes + 1).into();

@@ -217,6 +217,31 @@ pub(super) struct Listings {
 
 /// The types and the reasons of a program, and the listings of its modules.
 pub(super) fn listings(graph: &Graph, modules: &Modules) -> Listings {
+    let names = number(graph);
+    let text = |value: Value| value_text(graph, value, &names);
+    let mut lists = Lists {
+        mesh: &graph.mesh,
+        types: Vec::new(),
+        known: HashMap::new(),
+        reasons: Vec::new(),
+        reason: HashMap::new(),
+    };
+    let mut listings = Vec::new();
+    for ((module, section), instances) in parts(graph, modules) {
+        for Alike { part: Part { nodes, looks }, path, count } in alike(instances) {
+            let operation = |(at, times): (usize, usize)| {
+                let name = names.get(&nodes[at].node).copied().unwrap_or_default();
+                Operation { name, times, ..described(graph, nodes[at], &text, &mut lists) }
+            };
+            let operations = repeated(&looks).into_iter().map(operation).collect();
+            listings.push(Listing { module, section, shown: path.to_string(), count, operations });
+        }
+    }
+    Listings { types: lists.types, reasons: lists.reasons, listings }
+}
+
+/// The operations of every place in the tree and every section, by instance.
+fn parts(graph: &Graph, modules: &Modules) -> BTreeMap<(usize, Section), BTreeMap<Instance, Part>> {
     let parameters: HashSet<&ModulePath> = graph.inputs().filter_map(|(_, id)| id.parameter()).collect();
     let mut looks: HashMap<Look, usize> = HashMap::new();
     let mut places: BTreeMap<(usize, Section), BTreeMap<Instance, Part>> = BTreeMap::new();
@@ -233,46 +258,32 @@ pub(super) fn listings(graph: &Graph, modules: &Modules) -> Listings {
         part.nodes.push(node);
         part.looks.push(look);
     }
-    let names = number(graph);
-    let text = |value: Value| value_text(graph, value, &names);
-    let mut lists = Lists {
-        mesh: &graph.mesh,
-        types: Vec::new(),
-        known: HashMap::new(),
-        reasons: Vec::new(),
-        reason: HashMap::new(),
-    };
-    let mut listings = Vec::new();
-    for ((module, section), instances) in places {
-        // By looks: the parts that share a listing. The one in the middle of all is shown if it is among them, so that the
-        // listings of a block show one layer, which is neither the first nor the last.
-        let middle = instances.len() / 2;
-        let mut alike: Vec<(Part, String, usize)> = Vec::new();
-        let mut known: HashMap<Vec<usize>, usize> = HashMap::new();
-        for (at, ((path, _), part)) in instances.into_iter().enumerate() {
-            match known.get(&part.looks) {
-                Some(&found) => {
-                    alike[found].2 += 1;
-                    if at == middle {
-                        (alike[found].0, alike[found].1) = (part, path.to_string());
-                    }
-                }
-                None => {
-                    known.insert(part.looks.clone(), alike.len());
-                    alike.push((part, path.to_string(), 1));
-                }
-            }
-        }
-        for (Part { nodes, looks }, shown, count) in alike {
-            let operation = |(at, times): (usize, usize)| {
-                let name = names.get(&nodes[at].node).copied().unwrap_or_default();
-                Operation { name, times, ..described(graph, nodes[at], &text, &mut lists) }
-            };
-            let operations = repeated(&looks).into_iter().map(operation).collect();
-            listings.push(Listing { module, section, shown, count, operations });
+    places
+}
+
+/// Instances with the same looks: one of them, its module, and their number.
+struct Alike {
+    part: Part,
+    path: ModulePath,
+    count: usize,
+}
+
+/// Groups instances by their looks. The instance in the middle of all is shown if it is in the group, so that the listings
+/// of a block show one layer, which is neither the first nor the last.
+fn alike(instances: BTreeMap<Instance, Part>) -> Vec<Alike> {
+    let middle = instances.len() / 2;
+    let mut groups: Vec<Alike> = Vec::new();
+    let mut known: HashMap<Vec<usize>, usize> = HashMap::new();
+    for (at, ((path, _), part)) in instances.into_iter().enumerate() {
+        let next = groups.len();
+        let group = *known.entry(part.looks.clone()).or_insert(next);
+        match groups.get_mut(group) {
+            Some(Alike { count, .. }) if at != middle => *count += 1,
+            Some(shown) => *shown = Alike { part, path, count: shown.count + 1 },
+            None => groups.push(Alike { part, path, count: 1 }),
         }
     }
-    Listings { types: lists.types, reasons: lists.reasons, listings }
+    groups
 }
 
 /// The fewest lines that a repetition has to save.

@@ -202,11 +202,18 @@ pub(super) fn execution(
                 Work::Collective { axes, .. } => Some(axes.clone()),
             };
             *known.entry(Look { module, phase: step.phase, label, work, values, bytes }).or_insert_with(|| {
-                let (label, why) = (label.to_string(), why.to_string());
-                let costs = (0, 0.0, 0.0, 0.0);
-                let (count, sent, seconds, of_step) = costs;
-                let phase = step.phase.name();
-                actions.push(Action { module, phase, label, axes, values, why, count, sent, seconds, of_step });
+                actions.push(Action {
+                    module,
+                    phase: step.phase.name(),
+                    label: label.to_string(),
+                    axes,
+                    values,
+                    why: why.to_string(),
+                    count: 0,
+                    sent: 0.0,
+                    seconds: 0.0,
+                    of_step: 0.0,
+                });
                 actions.len() - 1
             })
         });
@@ -253,7 +260,7 @@ fn stretches(
 ) -> Vec<Stretch> {
     let line = |(step, &action): (&program::Step, &usize)| {
         let waits = matches!(step.action, program::Action::Wait { .. });
-        Line { key: 2 * action + usize::from(waits), numbers: step.micro_batch.iter().map(|_| 0).collect() }
+        Line { key: 2 * action + usize::from(waits), numbers: Vec::new() }
     };
     let lines: Vec<Line> = program.steps.iter().zip(of_steps).map(line).collect();
     let end = program.steps.len();

@@ -212,10 +212,11 @@ function paint({ plan, canvas, drawing, parts, current }) {
       c.stroke();
       c.restore();
     }
-    if (inside.has(action.module) && part.lane !== 2 && width > 1) {
-      c.strokeStyle = color('--focus');
+    if (inside.has(action.module) && part.lane !== 2) {
+      c.fillStyle = c.strokeStyle = color('--focus');
       c.lineWidth = 1.5;
-      c.strokeRect(x + 0.75, y + 0.75, Math.max(0.5, width - 2), high - 1.5);
+      if (width > 6) c.strokeRect(x + 0.75, y + 0.75, width - 2, high - 1.5);
+      else c.fillRect(x, y + high, width, 2);
     }
   }
   if (current >= 0) {
