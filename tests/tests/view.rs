@@ -258,7 +258,8 @@ fn browser() -> Option<String> {
 fn failures(browser: &str, file: &str, plans: usize) -> usize {
     let profile = Scratch::new("view-browser");
     let output = Command::new(browser)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1600,1200", "--virtual-time-budget=30000"])
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1600,1200"])
+        .arg("--virtual-time-budget=30000")
         .arg(format!("--user-data-dir={}", profile.path("profile")))
         .arg("--dump-dom")
         .arg(format!("file://{file}#test"))
