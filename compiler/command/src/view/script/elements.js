@@ -53,10 +53,11 @@ const seconds = x =>
         [1, 's'],
       ]);
 const bytes = x =>
-  x === 0
-    ? '0'
+  Math.abs(x) < 1e3
+    ? x === 0
+      ? '0'
+      : `${Math.round(x)} B`
     : scaled(x, [
-        [1, 'B'],
         [1e3, 'kB'],
         [1e6, 'MB'],
         [1e9, 'GB'],
