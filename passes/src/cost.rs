@@ -3,6 +3,7 @@
 //!
 //! The α–β model is Hockney's, and the bytes of rings are those of Thakur et al. All numbers come from the [`Target`].
 
+use crate::rebuild::live;
 use crate::targets::{Link, Target};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
@@ -72,9 +73,11 @@ pub fn graph_seconds(target: &Target, graph: &Graph) -> f64 {
         .sum()
 }
 
-/// The floating-point operations of the products of a graph, regardless of the mesh: two for each term.
+/// The floating-point operations of the products on which a graph's outputs depend, regardless of the mesh: two for each
+/// term.
 pub fn product_flops(graph: &Graph) -> f64 {
-    let products = graph.nodes().filter_map(|node| {
+    let live = live(graph);
+    let products = graph.nodes().filter(|node| live[node.index()]).filter_map(|node| {
         let Op::Einsum { subs } = &graph.node(node).op else { return None };
         let shapes: Vec<&[usize]> = graph.operands(node).iter().map(|&v| &*graph.ty(v).shape).collect();
         let sizes = subs.sizes(&shapes, None)?;

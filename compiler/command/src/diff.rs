@@ -1,9 +1,10 @@
 //! `tpc diff`: where the programs of two plans differ, by module: kernels, collectives, and the memory at the peak.
 
 use crate::columns::{Unit, aligned};
+use crate::compared::Compared;
 use crate::costs::{Total, content_json, cost_json, part_json, program_json, summary, too_large};
 use crate::given::Given;
-use crate::options::{Chosen, Fp};
+use crate::options::Chosen;
 use crate::predicted::Predicted;
 use crate::{Failure, Outcome, Placement, Terminal};
 use clap::Args;
@@ -33,22 +34,20 @@ pub struct Diff {
 impl Diff {
     /// The two plans on their meshes.
     fn placements(&self) -> Outcome<[Placement; 2]> {
-        let [a, b] = &self.plan[..] else {
-            let times = if self.plan.len() == 1 { "once".into() } else { format!("{} times", self.plan.len()) };
-            return Err(Failure::new(format!("two plans are compared, but --plan is given {times}")));
+        let compared = Compared {
+            plans: &self.plan,
+            meshes: &self.mesh,
+            placements: &self.placements,
+            target: self.target.as_ref(),
         };
-        let [mesh_a, mesh_b] = for_each("mesh", &self.mesh, String::new())?;
-        let [chosen_a, chosen_b] = for_each("placements", &self.placements, Chosen::Given)?;
-        Ok([(a, mesh_a, chosen_a), (b, mesh_b, chosen_b)].map(|(plan, mesh, placements)| Placement {
-            plan: plan.clone(),
-            mesh,
-            placements,
-            memory_limit: None,
-            target: self.target.clone(),
-            fp: Fp::Reassociate,
-            enable_rule: Vec::new(),
-            disable_rule: Vec::new(),
-        }))
+        let two = |plans: usize| {
+            let times = if plans == 1 { "once".into() } else { format!("{plans} times") };
+            Failure::new(format!("two plans are compared, but --plan is given {times}"))
+        };
+        if self.plan.len() != 2 {
+            return Err(two(self.plan.len()));
+        }
+        compared.placements()?.try_into().map_err(|other: Vec<Placement>| two(other.len()))
     }
 
     pub(crate) fn execute(&self, given: &Given, terminal: &mut Terminal) -> Outcome {
@@ -90,19 +89,6 @@ impl Diff {
             text += "\nnothing differs\n";
         }
         terminal.print(text)
-    }
-}
-
-/// What an option says of each plan: it is given once for both or once for each.
-fn for_each<T: Clone>(option: &str, given: &[T], usual: T) -> Outcome<[T; 2]> {
-    match given {
-        [] => Ok([usual.clone(), usual]),
-        [both] => Ok([both.clone(), both.clone()]),
-        [a, b] => Ok([a.clone(), b.clone()]),
-        more => Err(Failure::new(format!(
-            "--{option} is given {} times: give it once for both plans, or once for each",
-            more.len()
-        ))),
     }
 }
 

@@ -13,7 +13,9 @@
 //! | `--plan auto` | `auto` |
 //! | built-in plans in the order of what they are predicted to take | [`plans`] |
 //! | what a plan costs, by module; where two plans differ | [`costs`], [`mod@diff`] |
-//! | the step whose cost these three commands predict; tables as text | [`predicted`]; `columns` |
+//! | a page that shows what the compiler made of a program | [`mod@view`] |
+//! | the step whose cost these four commands predict; tables as text | [`predicted`]; `columns` |
+//! | options that are given once for two plans, or once for each | `compared` |
 //! | a forward pass from files to a file | [`run`](mod@run) |
 //! | training steps, and texts to train on | [`train`] |
 //! | text generation from prompts | [`generate`] |
@@ -28,6 +30,7 @@ mod auto;
 pub mod bench;
 pub mod calibrate;
 mod columns;
+mod compared;
 pub mod costs;
 pub mod data;
 pub mod diff;
@@ -49,6 +52,7 @@ pub mod subject;
 pub mod tokenizer;
 pub mod trace;
 pub mod train;
+pub mod view;
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use given::Given;
@@ -88,6 +92,7 @@ enum Command {
     Plans(plans::Plans),
     Costs(costs::Costs),
     Diff(diff::Diff),
+    View(view::View),
     Run(run::Run),
     Train(Box<train::Train>),
     Generate(generate::Generate),
@@ -251,6 +256,7 @@ fn execute(
         | Command::Plans(_)
         | Command::Costs(_)
         | Command::Diff(_)
+        | Command::View(_)
         | Command::Calibrate(_)
         | Command::Launch(_)
         | Command::Tokenizer(_) => None,
@@ -265,6 +271,7 @@ fn execute(
         Command::Plans(arguments) => arguments.execute(given, terminal),
         Command::Costs(arguments) => arguments.execute(given, terminal),
         Command::Diff(arguments) => arguments.execute(given, terminal),
+        Command::View(arguments) => arguments.execute(given, terminal),
         Command::Run(arguments) => arguments.execute(given, terminal),
         Command::Train(arguments) => arguments.execute(given, terminal),
         Command::Generate(arguments) => arguments.execute(given, terminal),

@@ -1,5 +1,6 @@
 //! The step whose cost a command predicts, and the memory of the ranks. Nothing runs.
 
+use crate::files::Files;
 use crate::given::Given;
 use crate::options::{StepArguments, Types};
 use crate::subject::{MLP, Optimizer, Shape, Step, Subject};
@@ -79,8 +80,16 @@ impl Predicted {
         target.device.products.rate(if self.step.precision == Types::Bf16 { DType::BF16 } else { DType::F32 })
     }
 
+    /// The files of the step that are read.
+    pub(crate) fn reads(&self, files: Files) -> Files {
+        match &self.model {
+            Some(dir) => files.reads("MODEL_DIR", &dir.join("config.json")),
+            None => files,
+        }
+    }
+
     /// The name of the model: of the preset, or of its directory.
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let dir = || self.model.as_ref().map(|dir| dir.display().to_string());
         self.preset.clone().or_else(dir).unwrap_or_default()
     }

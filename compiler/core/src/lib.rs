@@ -18,6 +18,7 @@
 //! | facts about the model in the errors of a plan | [`explain`] |
 //! | which plans there are for so many ranks, and what each would cost | [`plans`] |
 //! | what a plan's program costs, by module; where two plans differ | [`summary`] |
+//! | what the compiler made of a program, as data for a page | [`view`] |
 //! | sending compiled programs to the other processes | `together` |
 //! | model families and their files | [`models`] |
 //! | text generation with a cache of keys and values | [`generate`] |
@@ -47,3 +48,4 @@ pub mod summary;
 pub mod target;
 mod together;
 pub mod trainer;
+pub mod view;

@@ -24,7 +24,8 @@
 //!   two and three axes. Plan files in JSON.
 //! - An e-graph over the whole step with numbered rules (`passes/src/egraph/rules/RULES.md`) that can be switched on and off. A
 //!   block that occurs L times is searched, proven and printed once.
-//! - What a plan costs by module, and where two plans differ: `tpc costs`, `tpc diff` ([costs](super::costs))
+//! - What a plan costs by module, where two plans differ, and a page that shows both: `tpc costs`, `tpc diff`, `tpc view`
+//!   ([costs](super::costs))
 //! - The fastest built-in plan for a number of ranks: `tpc plans`, `--plan auto`, [`Trainer::auto`](crate::Trainer::auto)
 //!   ([`costs`](super::costs))
 //! - Placements that the plan leaves open, chosen for the target with a proof of how far from the cheapest they can be, within

@@ -142,6 +142,17 @@
 //! leaves it to a later phase, `gradients` if the backward pass leaves it to the optimizer, and `temporaries` if one phase
 //! uses it; `gaps` are bytes between two pieces of the arena.
 //!
+//! `tpc view` takes the same options and writes a page with all of this, which any browser opens without a network:
+//!
+//! ```sh
+//! tpc view --preset llama --train --plan tp --plan tp-sp --mesh tp=2 -o plan.html
+//! ```
+//!
+//! It draws the simulated step and what the arena holds while it runs. A block that repeats is drawn once and says how often
+//! it does. Equal layers are one module; for each module it lists the operations, with every value as a tensor that the axes
+//! of the mesh cut, and every collective with its bytes and its reason. Enter or a click on an operation shows what each rank
+//! holds of its result. With two plans everything is side by side.
+//!
 //! # Targets
 //!
 //! Which of two equivalent programs is cheaper depends on how fast the machine multiplies, reads memory and sends. A

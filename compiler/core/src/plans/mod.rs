@@ -13,9 +13,10 @@ use crate::capture::{Captured, TrainingCapture};
 use crate::error::Error;
 use crate::explain::Facts;
 use crate::import::{Signature, import_with};
-use crate::program::{CompileOptions, Planned, plan_graph};
+use crate::program::{CompileOptions, Placed, Planned, plan_graph};
 use crate::rename::{Rename, renamed};
 use crate::summary::{Summary, attribute};
+use crate::view::{Sources, View};
 use std::cmp::Ordering::Equal;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tpc_ir::program::RankProgram;
@@ -140,9 +141,21 @@ impl Workload {
     /// # Errors
     /// As [`compile_training`](crate::program::compile_training).
     pub fn predict(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Prediction, Error> {
-        let Compiled { program, first, flops } = self.compiled(mesh, plan, options)?;
+        let Compiled { program, first, flops, .. } = self.compiled(mesh, plan, options)?;
         let arena_bytes = first.map_or(0, |first| first.arena_bytes).max(program.arena_bytes);
         Ok(Prediction { timeline: simulate(&program, &options.target), arena_bytes, flops })
+    }
+
+    /// What the compiler makes of the program under a plan, as seen by the first rank.
+    ///
+    /// # Errors
+    /// As [`Workload::predict`].
+    pub fn view(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<View, Error> {
+        let Compiled { program, first, flops, placed: Placed { placed, report, .. } } =
+            self.compiled(mesh, plan, options)?;
+        let target = &options.target;
+        let (placed, report, program) = (&placed, &report, &program);
+        Ok(View::of(&Sources { placed, report, program, first: first.as_ref(), target, flops }))
     }
 
     /// What a plan costs the first rank, by module.
@@ -165,9 +178,9 @@ impl Workload {
         let compile = |graph: &Graph| {
             compile_rank(graph.clone(), mesh, plan, &options).map_err(|error| self.facts.explain(error))
         };
-        let (program, flops) = compile(&self.steady)?;
-        let first = self.first.as_ref().map(compile).transpose()?.map(|(program, _)| program);
-        Ok(Compiled { program, first, flops })
+        let OfRank { program, flops, placed } = compile(&self.steady)?;
+        let first = self.first.as_ref().map(compile).transpose()?.map(|first| first.program);
+        Ok(Compiled { program, first, flops, placed })
     }
 }
 
@@ -178,6 +191,15 @@ struct Compiled {
     first: Option<RankProgram>,
     /// Floating-point operations of the model's products in a step.
     flops: f64,
+    /// The placed program, in which every operation has a module.
+    placed: Placed,
+}
+
+/// A program of the first rank, and what it comes from.
+struct OfRank {
+    program: RankProgram,
+    flops: f64,
+    placed: Placed,
 }
 
 /// A candidate with its prediction, or the reason why it cannot be compiled.
@@ -267,12 +289,13 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], compute: impl Fn(&T) -> R + Sync) 
     done.into_iter().map(|(_, result)| result).collect()
 }
 
-/// The program of the first rank, and the floating-point operations of the products of the whole program.
-fn compile_rank(graph: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<(RankProgram, f64), Error> {
+/// The program of the first rank, the floating-point operations of the products of the whole program, and its placed form.
+fn compile_rank(graph: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<OfRank, Error> {
     let Planned { logical, mut placed, .. } = plan_graph(graph, mesh, plan, options, &Beside::default())?;
     attribute(&mut placed.placed);
     let schedule = schedule(&placed.placed, &options.target, &options.lower);
-    Ok((lower_rank(&placed.placed, &schedule, 0)?, product_flops(&logical)))
+    let program = lower_rank(&placed.placed, &schedule, 0)?;
+    Ok(OfRank { program, flops: product_flops(&logical), placed })
 }
 
 #[cfg(test)]

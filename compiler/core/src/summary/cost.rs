@@ -3,7 +3,7 @@
 use super::rows::{Amount, ByModule};
 use std::collections::HashMap;
 use std::fmt;
-use tpc_ir::program::{Action, Collective, CollectiveOp, RankProgram};
+use tpc_ir::program::{Action, Collective, CollectiveOp, RankProgram, Step};
 use tpc_ir::{Mesh, Phase};
 use tpc_passes::simulate::{Lane, Timeline};
 use tpc_passes::targets::DeviceKind;
@@ -89,16 +89,10 @@ fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-9 * a.abs().max(b.abs())
 }
 
-/// What each module's part of a step costs.
-pub(super) fn parts(program: &RankProgram, timeline: &Timeline, device: DeviceKind) -> ByModule<Part, Cost> {
+/// What each step of a program does, and what it costs. A wait belongs to its collective, which is counted where it starts.
+pub(crate) fn each_step(program: &RankProgram, timeline: &Timeline, device: DeviceKind) -> Vec<(Work, Cost)> {
     let mut started: HashMap<u32, Work> = HashMap::new();
-    let mut keys = Vec::with_capacity(program.steps.len());
-    let mut parts: ByModule<Part, Cost> = ByModule::new();
-    let mut add = |key: &(_, _), cost: Cost| {
-        let sum = parts.entry(key.clone()).or_default();
-        *sum = sum.plus(&cost);
-    };
-    for step in &program.steps {
+    let of = |step: &Step| {
         let (work, count, sent) = match &step.action {
             Action::Start(collective) => {
                 let work = Work::of(collective, &program.mesh);
@@ -108,10 +102,9 @@ pub(super) fn parts(program: &RankProgram, timeline: &Timeline, device: DeviceKi
             Action::Wait { tag } => (started.remove(tag).unwrap_or(Work::Compute), 0, 0.0),
             _ => (Work::Compute, 1, 0.0),
         };
-        let key = (step.module.clone(), Part { phase: step.phase, work });
-        add(&key, Cost { count, sent, ..Cost::default() });
-        keys.push(key);
-    }
+        (work, Cost { count, sent, ..Cost::default() })
+    };
+    let mut steps: Vec<(Work, Cost)> = program.steps.iter().map(of).collect();
     for slice in &timeline.slices {
         let (seconds, of_step) = match (slice.lane, device) {
             // On a CPU the rank itself executes the collective.
@@ -119,7 +112,18 @@ pub(super) fn parts(program: &RankProgram, timeline: &Timeline, device: DeviceKi
             (Lane::Communication, DeviceKind::Cuda) => (slice.seconds, 0.0),
             (Lane::Waiting, _) => (0.0, slice.seconds),
         };
-        add(&keys[slice.step], Cost { seconds, of_step, ..Cost::default() });
+        let cost = &mut steps[slice.step].1;
+        *cost = cost.plus(&Cost { seconds, of_step, ..Cost::default() });
+    }
+    steps
+}
+
+/// What each module's part of a step costs.
+pub(super) fn parts(program: &RankProgram, timeline: &Timeline, device: DeviceKind) -> ByModule<Part, Cost> {
+    let mut parts: ByModule<Part, Cost> = ByModule::new();
+    for (step, (work, cost)) in program.steps.iter().zip(each_step(program, timeline, device)) {
+        let sum = parts.entry((step.module.clone(), Part { phase: step.phase, work })).or_default();
+        *sum = sum.plus(&cost);
     }
     parts
 }

@@ -17,10 +17,12 @@ mod modules;
 mod peak;
 mod rows;
 
+pub(crate) use cost::each_step;
 pub use cost::{Cost, Part, Work};
 pub use difference::Difference;
 pub(crate) use modules::attribute;
 pub use peak::Content;
+pub(crate) use peak::{contents, home, in_use};
 pub use rows::{Amount, ByModule, Modules, Row, rows};
 
 use tpc_ir::Mesh;

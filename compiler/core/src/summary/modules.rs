@@ -9,10 +9,13 @@
 //! 3. Any other operation belongs to the innermost module that all its operands come from.
 //! 4. A reduction belongs to the module of its terms, any other redistribution to that of its first reader, if that module
 //!    is inside the one that is known to need it.
+//! 5. A redistribution that places a value like a parameter belongs to the module of that parameter, whichever tensor made
+//!    it necessary: the batch is sharded, and so each gradient is reduced in its own module, not in that of the embedding.
 //!
 //! Before: `%9 = einsum "ac,bc->ab" %8, %1 ; backward`, where `%1` is `up.weight`. After: `… ; backward in up`.
 
 use std::collections::HashMap;
+use tpc_ir::reason::Cause;
 use tpc_ir::{Graph, MapFn, ModulePath, Op, Phase, Value};
 
 /// The module that uses each parameter in the forward pass.
@@ -32,18 +35,29 @@ pub(crate) fn attribute(graph: &mut Graph) {
     }
     let reduces = |graph: &Graph, node| matches!(graph.op(node), Op::AllReduce { .. } | Op::ReduceScatter { .. });
     for &node in &moves {
-        if reduces(graph, node) {
+        if let Some(module) = like(graph, node, &owners) {
+            graph.node_mut(node.node).origin.module = module;
+        } else if reduces(graph, node) {
             let module = known(graph, graph.operands(node.node)[0]);
             refine(graph, node, module);
         }
     }
     for &node in moves.iter().rev() {
-        if !reduces(graph, node) {
+        if !reduces(graph, node) && like(graph, node, &owners).is_none() {
             let first = graph.users(node.node).map(|(user, _)| user).min();
             let module = first.and_then(|user| known(graph, user.into()));
             refine(graph, node, module);
         }
     }
+}
+
+/// The module of the parameter like which a redistribution places a value.
+fn like(graph: &Graph, node: Value, owners: &Owners) -> Option<ModulePath> {
+    let causes = graph.node(node.node).origin.reason.causes();
+    causes.iter().find_map(|cause| match cause {
+        Cause::Like(parameter) => owners.get(parameter).cloned(),
+        _ => None,
+    })
 }
 
 /// Gives a node a module inside the one that it has.

@@ -53,8 +53,28 @@ impl fmt::Display for Content {
     }
 }
 
+/// The steps during which a buffer has its bytes in the arena.
+pub(crate) fn in_use(program: &RankProgram, lives: &[Option<Life>], buffer: usize) -> Option<Life> {
+    if program.buffers[buffer].persistent { Some((0, program.steps.len())) } else { lives[buffer] }
+}
+
+/// The module that an input belongs to, where these are the parameters of the program.
+pub(crate) fn home(id: &InputId, parameters: &HashSet<&ModulePath>) -> ModulePath {
+    match id {
+        // A state belongs to a parameter or to a module.
+        InputId::Parameter(path) | InputId::State { owner: path, .. } => {
+            if parameters.contains(path) {
+                path.holder()
+            } else {
+                path.clone()
+            }
+        }
+        _ => ModulePath::default(),
+    }
+}
+
 /// The module and the content of every buffer that is touched.
-fn contents(program: &RankProgram, lives: &[Option<Life>]) -> Vec<Option<(ModulePath, Content)>> {
+pub(crate) fn contents(program: &RankProgram, lives: &[Option<Life>]) -> Vec<Option<(ModulePath, Content)>> {
     let of_life = |&(first, last): &Life| {
         let step = program.steps.get(first)?;
         let last = program.steps.get(last).unwrap_or(step);
@@ -63,20 +83,7 @@ fn contents(program: &RankProgram, lives: &[Option<Life>]) -> Vec<Option<(Module
     let mut contents: Vec<_> = lives.iter().map(|life| life.as_ref().and_then(of_life)).collect();
     let inputs: Vec<InputId> = program.inputs.iter().map(|input| input.id()).collect();
     let parameters: HashSet<&ModulePath> = inputs.iter().filter_map(InputId::parameter).collect();
-    let of_input = |id: &InputId| {
-        let module = match id {
-            // A state belongs to a parameter or to a module.
-            InputId::Parameter(path) | InputId::State { owner: path, .. } => {
-                if parameters.contains(path) {
-                    path.holder()
-                } else {
-                    path.clone()
-                }
-            }
-            _ => ModulePath::default(),
-        };
-        (module, Content::Input(id.kind()))
-    };
+    let of_input = |id: &InputId| (home(id, &parameters), Content::Input(id.kind()));
     for output in &program.outputs {
         contents[output.binding.view.buffer.0 as usize] = Some(match &output.kind {
             OutputKind::Update(id) => of_input(id),
@@ -94,9 +101,8 @@ fn contents(program: &RankProgram, lives: &[Option<Life>]) -> Vec<Option<(Module
 /// of the arena.
 pub(super) fn peak(program: &RankProgram) -> ByModule<Content, usize> {
     let lives = lives(program);
-    let end = program.steps.len();
-    let in_use = |b: usize| if program.buffers[b].persistent { Some((0, end)) } else { lives[b] };
-    let mut change = vec![0isize; end + 2];
+    let in_use = |buffer: usize| in_use(program, &lives, buffer);
+    let mut change = vec![0isize; program.steps.len() + 2];
     for (b, buffer) in program.buffers.iter().enumerate() {
         let Some((first, last)) = in_use(b) else { continue };
         change[first] += buffer.bytes as isize;
