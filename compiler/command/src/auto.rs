@@ -1,8 +1,10 @@
-//! `--plan auto`: the built-in plan with the fastest predicted step among those that fit into memory.
+//! `--plan auto`: the plan with the fastest predicted step among those that fit into memory: the built-in ones, and with
+//! `--placements auto` those that the planner makes for a mesh.
 
+use crate::options::Chosen;
 use crate::{Failure, Outcome, Placement, Terminal, check_executed};
 use clap::Args;
-use tpc_compiler::plans::{Workload, candidates, fastest};
+use tpc_compiler::plans::{Workload, candidates, fastest, open_candidates};
 use tpc_compiler::program::CompileOptions;
 use tpc_ir::Mesh;
 use tpc_passes::styles::Plan;
@@ -64,9 +66,18 @@ impl Auto {
         terminal: &mut Terminal,
     ) -> Outcome<(Mesh, Plan)> {
         if placement.plan != AUTO {
-            return Ok((placement.executed_mesh()?, placement.plan()?));
+            let mesh = placement.executed_mesh()?;
+            let plan = match placement.placements {
+                Chosen::Auto => placement.completed(&workload()?, &mesh, options)?,
+                Chosen::Given | Chosen::Planned => placement.plan()?,
+            };
+            return Ok((mesh, plan));
         }
-        let mut all = candidates(self.executed_ranks(placement)?);
+        let ranks = self.executed_ranks(placement)?;
+        let mut all = candidates(ranks);
+        if placement.placements == Chosen::Auto {
+            all.extend(open_candidates(ranks));
+        }
         if !self.chooses_mesh(placement)? {
             let mesh = placement.executed_mesh()?;
             all.retain(|candidate| candidate.mesh == mesh);

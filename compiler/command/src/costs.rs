@@ -66,8 +66,9 @@ impl Costs {
 /// # Errors
 /// A plan or a mesh that does not exist; a plan that does not fit.
 pub(crate) fn summary(placement: &Placement, prepared: &Prepared, terminal: &mut Terminal) -> Outcome<Summary> {
-    let (mesh, plan) = (placement.mesh()?, placement.plan()?);
+    let mesh = placement.mesh()?;
     let options = CompileOptions { search: placement.search()?, ..prepared.options.clone() };
+    let plan = placement.completed(&prepared.workload, &mesh, &options)?;
     placement.note(&mesh, &plan, &options.target, terminal);
     let summary = prepared.workload.summarize(&mesh, &plan, &options);
     summary.map_err(|error| placement.failure(error))

@@ -2,7 +2,7 @@
 
 use crate::given::Given;
 use crate::notes::{note_idle_ranks, note_search};
-use crate::options::StepArguments;
+use crate::options::{Chosen, StepArguments};
 use crate::report;
 use crate::subject::{MLP, Optimizer, Shape, Step, Subject};
 use crate::{Failure, Outcome, Placement, Terminal};
@@ -12,6 +12,7 @@ use tpc_compiler::capture::Captured;
 use tpc_compiler::error::Error;
 use tpc_compiler::explain::Facts;
 use tpc_compiler::import::{Signature, import_with};
+use tpc_compiler::plans::complete;
 use tpc_compiler::program::{CompileOptions, place};
 use tpc_compiler::rename::renamed;
 use tpc_ir::program::RankProgram;
@@ -219,6 +220,13 @@ impl DumpIr {
             terminal.note(described(&target));
         }
         let options = CompileOptions { search, step, ..CompileOptions::new(target.clone()) };
+        let plan = match (self.placement.placements, &programs[..]) {
+            (Chosen::Auto, [Program::Captured(graph), ..]) => {
+                complete(graph, &mesh, &plan, &options).map_err(|e| self.placement.failure(facts.explain(e)))?
+            }
+            (Chosen::Auto, _) => return Err(Failure::new("--placements auto is for a model: the file has placements")),
+            _ => plan,
+        };
         let staged = programs.into_iter().map(|program| {
             let advanced = advance(program, to, (&mesh, &plan), &options)?;
             advanced.map_err(|error| self.placement.failure(facts.explain(error)))

@@ -66,6 +66,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use tpc_compiler::error::Error;
+use tpc_compiler::plans::Workload;
 use tpc_compiler::program::CompileOptions;
 use tpc_compiler::target;
 use tpc_ir::Mesh;
@@ -385,7 +386,11 @@ impl Placement {
     pub fn flags(&self) -> String {
         let plan = format!("--plan {}", cut(&self.plan));
         let mesh = if self.mesh.is_empty() { String::new() } else { format!(" --mesh {}", cut(&self.mesh)) };
-        let placements = if self.placements == Chosen::Planned { " --placements planned" } else { "" };
+        let placements = match self.placements {
+            Chosen::Given => "",
+            Chosen::Planned => " --placements planned",
+            Chosen::Auto => " --placements auto",
+        };
         plan + &mesh + placements
     }
 
@@ -429,6 +434,32 @@ impl Placement {
             Ok(text) => Plan::from_json(&text).map_err(|e| Failure::at(file, e)),
             Err(e) if e.kind() == ErrorKind::NotFound => Err(unknown.into()),
             Err(e) => Err(Failure::at(file, e)),
+        }
+    }
+
+    /// The plan for a workload, with what `--placements auto` adds to it.
+    ///
+    /// # Errors
+    /// The errors of [`Placement::plan`]; a plan that does not fit.
+    pub fn completed(&self, workload: &Workload, mesh: &Mesh, options: &CompileOptions) -> Outcome<Plan> {
+        let plan = self.plan()?;
+        match self.placements {
+            Chosen::Auto => workload.complete(mesh, &plan, options).map_err(|error| self.failure(error)),
+            Chosen::Given | Chosen::Planned => Ok(plan),
+        }
+    }
+
+    /// Refuses `--placements auto` for a command that compiles several programs, none of which is the one to plan for.
+    ///
+    /// # Errors
+    /// The option is given.
+    pub fn refuse_auto(&self) -> Outcome<()> {
+        match self.placements {
+            Chosen::Auto => Err(Failure::new(
+                "--placements auto is for commands that compile one step; tpc plans --placements auto --export DIR writes \
+                 the plans that it finds, and --plan FILE reads them",
+            )),
+            Chosen::Given | Chosen::Planned => Ok(()),
         }
     }
 

@@ -60,6 +60,8 @@ pub enum Chosen {
     Given,
     /// The planner, which may also overrule the plan inside the program; parameters and results stay where the plan has them
     Planned,
+    /// The planner, which also stores the parameters, states and data of which the plan says nothing
+    Auto,
 }
 
 impl Chosen {
@@ -67,7 +69,7 @@ impl Chosen {
     pub fn source(self, memory: Option<f64>) -> PlacementSource {
         match self {
             Chosen::Given => PlacementSource::Given,
-            Chosen::Planned => PlacementSource::Planned { memory: memory.map(|bytes| bytes as usize) },
+            Chosen::Planned | Chosen::Auto => PlacementSource::Planned { memory: memory.map(|bytes| bytes as usize) },
         }
     }
 }

@@ -7,10 +7,12 @@ use crate::predicted::{Predicted, Prepared};
 use crate::{Failure, Outcome, Terminal, target_named};
 use clap::Args;
 use serde_json::{Value as Json, json};
-use tpc_compiler::plans::{Candidate, Prediction, Ranked, candidates, ranked};
+use std::path::{Path, PathBuf};
+use tpc_compiler::plans::{Candidate, Prediction, Ranked, candidates, open_candidates, ranked};
 use tpc_compiler::program::CompileOptions;
 use tpc_ir::Mesh;
 use tpc_passes::simulate::Lane;
+use tpc_passes::styles::placements_json;
 use tpc_runtime::session::Backend;
 
 /// List the built-in plans on every mesh by the predicted time of a step; nothing is executed
@@ -25,8 +27,28 @@ pub struct Plans {
     /// What decides the placements that a plan leaves open; a planned program also has to fit into the memory
     #[arg(long, value_enum, value_name = "WHO", default_value = "given")]
     placements: Chosen,
+    /// Write every plan of the list to a plan file in this directory; --plan FILE with the mesh and the placements of the
+    /// list compiles the same program
+    #[arg(long, value_name = "DIR")]
+    export: Option<PathBuf>,
     #[command(flatten)]
     predicted: Predicted,
+}
+
+/// Writes every plan that can be compiled to a file whose name has its rank in the list, its name and its mesh.
+fn export(dir: &Path, rows: &[Ranked]) -> Outcome {
+    std::fs::create_dir_all(dir).map_err(|error| Failure::at(dir, error))?;
+    for (i, row) in rows.iter().enumerate().filter(|(_, row)| row.predicted.is_ok()) {
+        let Candidate { name, plan, mesh, .. } = &row.candidate;
+        let axes = mesh.axes().iter().map(|axis| format!("-{}{}", axis.name, axis.size)).collect::<String>();
+        let mut json = json!({ "extends": name });
+        if !plan.storage.is_empty() {
+            json["placements"] = placements_json(&plan.storage);
+        }
+        let path = dir.join(format!("{:02}-{name}{axes}.json", i + 1));
+        std::fs::write(&path, format!("{json:#}\n")).map_err(|error| Failure::at(&path, error))?;
+    }
+    Ok(())
 }
 
 impl Plans {
@@ -37,7 +59,10 @@ impl Plans {
             self.predicted.prepare(CompileOptions::new(target), given, terminal)?;
         let memory = self.predicted.memory(&options.target);
         options.search.placements = self.placements.source(Some(memory));
-        let all = candidates(self.ranks as usize);
+        let mut all = candidates(self.ranks as usize);
+        if self.placements == Chosen::Auto {
+            all.extend(open_candidates(self.ranks as usize));
+        }
         if all.is_empty() {
             return Err(Failure::new(format!("no mesh of {} ranks has the axes of a built-in plan", self.ranks)));
         }
@@ -48,6 +73,9 @@ impl Plans {
             target: &options.target.name,
             tokens,
         };
+        if let Some(dir) = &self.export {
+            export(dir, &report.rows)?;
+        }
         terminal.print(if self.predicted.json { format!("{:#}\n", report.json()) } else { report.table() })
     }
 }
@@ -114,6 +142,9 @@ impl Report<'_> {
         let row = |row: &Ranked| {
             let Candidate { name, mesh, .. } = &row.candidate;
             let mut json = json!({ "plan": name, "mesh": axes(mesh) });
+            if row.candidate.open {
+                json["placements"] = placements_json(&row.candidate.plan.storage);
+            }
             match &row.predicted {
                 Ok(predicted) => {
                     let Prediction { timeline, arena_bytes, flops } = predicted;

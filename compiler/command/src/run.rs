@@ -45,6 +45,7 @@ impl Run {
     }
 
     pub(crate) fn execute(&self, _given: &Given, terminal: &mut Terminal) -> Outcome {
+        self.placement.refuse_auto()?;
         let (mesh, plan, options) = (
             self.placement.executed_mesh()?,
             self.placement.plan()?,

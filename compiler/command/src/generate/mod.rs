@@ -93,6 +93,7 @@ impl Generate {
         if self.stop.iter().any(String::is_empty) {
             return Err(Failure::new("--stop: an empty text would end every generation before it begins"));
         }
+        self.placement.refuse_auto()?;
         let (mesh, plan, mut options) = (
             self.placement.executed_mesh()?,
             self.placement.plan()?,

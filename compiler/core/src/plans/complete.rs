@@ -29,13 +29,17 @@ impl Workload {
     /// The errors of [`Workload::predict`].
     pub fn complete(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Plan, Error> {
         let options = self.options(options);
-        let plan = Plan { allow_unused_axes: true, ..plan.clone() };
-        complete(&self.steady, mesh, &plan, &options).map_err(|error| self.facts.explain(error))
+        complete(&self.steady, mesh, plan, &options).map_err(|error| self.facts.explain(error))
     }
 }
 
-fn complete(captured: &Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Plan, Error> {
+/// [`Workload::complete`] for an imported program.
+///
+/// # Errors
+/// The errors of [`Workload::predict`].
+pub fn complete(captured: &Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Plan, Error> {
     let PlacementSource::Planned { memory } = options.search.placements else { return Ok(plan.clone()) };
+    let plan = &Plan { allow_unused_axes: true, ..plan.clone() };
     let prepared = |plan: &Plan| prepare(captured.clone(), mesh, plan, options, &Beside::default());
     let taken = |plan: Plan, aim: Aim| -> Result<(Plan, Taken), Error> {
         let Prepared { logical, annotations, .. } = prepared(&plan)?;

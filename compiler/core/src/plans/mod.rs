@@ -6,6 +6,7 @@
 mod complete;
 mod error;
 
+pub use complete::complete;
 pub use error::ChoiceError;
 
 use crate::beside::Beside;
@@ -36,6 +37,8 @@ pub struct Candidate {
     pub plan: Plan,
     /// The mesh, which has the axes that the plan uses.
     pub mesh: Mesh,
+    /// Whether the planner completes the plan ([`Workload::complete`]).
+    pub open: bool,
 }
 
 impl Candidate {
@@ -43,7 +46,9 @@ impl Candidate {
     pub fn flags(&self) -> String {
         let axes =
             self.mesh.axes().iter().map(|axis| format!("{}={}", axis.name, axis.size)).collect::<Vec<_>>().join(",");
-        if axes.is_empty() { format!("--plan {}", self.name) } else { format!("--plan {} --mesh {axes}", self.name) }
+        let mesh = if axes.is_empty() { String::new() } else { format!(" --mesh {axes}") };
+        let placements = if self.open { " --placements auto" } else { "" };
+        format!("--plan {}{mesh}{placements}", self.name)
     }
 }
 
@@ -56,12 +61,25 @@ pub fn candidates(ranks: usize) -> Vec<Candidate> {
         let axes = axes(&plan);
         for sizes in factorizations(ranks, axes.len()) {
             if let Ok(mesh) = Mesh::new(axes.iter().cloned().zip(sizes)) {
-                found.push(Candidate { name, plan: plan.clone(), mesh });
+                found.push(Candidate { name, plan: plan.clone(), mesh, open: false });
             }
         }
     }
     found
 }
+
+/// The empty plan on every mesh of one or two axes that has this number of ranks, for the planner to complete. On these axes
+/// the planner proves how far from the best it is.
+pub fn open_candidates(ranks: usize) -> Vec<Candidate> {
+    let Ok(plan) = Plan::built_in(OPEN) else { return Vec::new() };
+    let sizes = [1, 2].into_iter().flat_map(|axes| factorizations(ranks, axes));
+    let mesh = |sizes: Vec<usize>| Mesh::new(["x", "y"].into_iter().zip(sizes)).ok();
+    let candidate = |mesh: Mesh| Candidate { name: OPEN, plan: plan.clone(), mesh, open: true };
+    sizes.filter_map(mesh).map(candidate).collect()
+}
+
+/// The plan that says nothing.
+const OPEN: &str = "none";
 
 /// A second name of the plan `tp-fsdp`.
 const SAME_AS_TP_FSDP: &str = "2d";
@@ -239,9 +257,19 @@ impl Ranked {
 /// Predicts candidates on all cores and sorts them, best first: those that fit into `memory` bytes per rank by the duration of
 /// a step, then the others by the memory that they need. Equally good candidates keep their order.
 pub fn ranked(workload: &Workload, candidates: Vec<Candidate>, options: &CompileOptions, memory: f64) -> Vec<Ranked> {
-    let predicted = in_parallel(&candidates, |c| workload.predict(&c.mesh, &c.plan, options));
-    let rows = candidates.into_iter().zip(predicted);
-    let mut rows: Vec<Ranked> = rows.map(|(candidate, predicted)| Ranked { candidate, predicted }).collect();
+    let predicted = in_parallel(&candidates, |candidate| {
+        let plan = match candidate.open {
+            true => workload.complete(&candidate.mesh, &candidate.plan, options)?,
+            false => candidate.plan.clone(),
+        };
+        let predicted = workload.predict(&candidate.mesh, &plan, options)?;
+        Ok((plan, predicted))
+    });
+    let row = |(candidate, predicted): (Candidate, Result<(Plan, Prediction), Error>)| match predicted {
+        Ok((plan, predicted)) => Ranked { candidate: Candidate { plan, ..candidate }, predicted: Ok(predicted) },
+        Err(error) => Ranked { candidate, predicted: Err(error) },
+    };
+    let mut rows: Vec<Ranked> = candidates.into_iter().zip(predicted).map(row).collect();
     rows.sort_by(|a, b| a.merit(memory).partial_cmp(&b.merit(memory)).unwrap_or(Equal));
     rows
 }
