@@ -60,11 +60,28 @@ pub enum DenoteError {
     },
 }
 
-/// Proves that the outputs of `placed` denote those of `logical`.
+/// Which values of a placed program are which of its logical graph.
+#[derive(Debug)]
+pub struct SameValues {
+    logical: FxHashMap<Value, Id>,
+    placed: FxHashMap<Value, Id>,
+}
+
+impl SameValues {
+    /// A function from a value of the logical graph to all values of the placed program that denote it, in order.
+    pub fn by_value(&self) -> impl Fn(Value) -> Vec<Value> + '_ {
+        let mut placed: FxHashMap<Id, Vec<Value>> = FxHashMap::default();
+        self.placed.iter().for_each(|(&value, &id)| placed.entry(id).or_default().push(value));
+        placed.values_mut().for_each(|values| values.sort_unstable());
+        move |value| self.logical.get(&value).and_then(|id| placed.get(id)).cloned().unwrap_or_default()
+    }
+}
+
+/// Proves that the outputs of `placed` denote those of `logical`. Returns which other values denote each other.
 ///
 /// # Errors
 /// The first output that differs, with the first operation that differs.
-pub fn denotes(placed: &Graph, logical: &Graph) -> Result<(), DenoteError> {
+pub fn denotes(placed: &Graph, logical: &Graph) -> Result<SameValues, DenoteError> {
     signature(placed, logical)?;
     let mut known = Expressions::default();
     let expected = Denotation::of(logical, &mut known);
@@ -75,7 +92,7 @@ pub fn denotes(placed: &Graph, logical: &Graph) -> Result<(), DenoteError> {
             return Err(known.difference(text::output_name(&p.kind), &found, f, &expected, e));
         }
     }
-    Ok(())
+    Ok(SameValues { logical: expected.values, placed: found.values })
 }
 
 /// Checks that both graphs have the same inputs and outputs in the same order.

@@ -14,6 +14,7 @@
 //! | built-in plans in the order of what they are predicted to take | [`plans`] |
 //! | what a plan costs, by module; where two plans differ | [`costs`], [`mod@diff`] |
 //! | the step whose cost these three commands predict; tables as text | [`predicted`]; `columns` |
+//! | checking a stored program; graphs in files | [`verify`], `graph_file` |
 //! | a forward pass from files to a file | [`run`](mod@run) |
 //! | training steps, and texts to train on | [`train`] |
 //! | text generation from prompts | [`generate`] |
@@ -35,6 +36,7 @@ pub mod dump_ir;
 pub mod files;
 pub mod generate;
 pub mod given;
+mod graph_file;
 pub mod launch;
 mod messages;
 pub mod notes;
@@ -49,6 +51,7 @@ pub mod subject;
 pub mod tokenizer;
 pub mod trace;
 pub mod train;
+pub mod verify;
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use given::Given;
@@ -88,6 +91,7 @@ enum Command {
     Plans(plans::Plans),
     Costs(costs::Costs),
     Diff(diff::Diff),
+    Verify(verify::Verify),
     Run(run::Run),
     Train(Box<train::Train>),
     Generate(generate::Generate),
@@ -251,6 +255,7 @@ fn execute(
         | Command::Plans(_)
         | Command::Costs(_)
         | Command::Diff(_)
+        | Command::Verify(_)
         | Command::Calibrate(_)
         | Command::Launch(_)
         | Command::Tokenizer(_) => None,
@@ -265,6 +270,7 @@ fn execute(
         Command::Plans(arguments) => arguments.execute(given, terminal),
         Command::Costs(arguments) => arguments.execute(given, terminal),
         Command::Diff(arguments) => arguments.execute(given, terminal),
+        Command::Verify(arguments) => arguments.execute(terminal),
         Command::Run(arguments) => arguments.execute(given, terminal),
         Command::Train(arguments) => arguments.execute(given, terminal),
         Command::Generate(arguments) => arguments.execute(given, terminal),

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use tpc_ir::program::{InputBinding, RankProgram};
 use tpc_ir::size::addressable;
 use tpc_ir::{Graph, InputId, InputKind, Mesh, OutputKind};
+use tpc_passes::check::obligations::Obligations;
 use tpc_passes::check::{check, well_formed};
 use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::{SearchOptions, SearchReport};
@@ -92,6 +93,8 @@ pub struct Stages {
     pub propagated: Graph,
     /// The optimized SPMD program.
     pub placed: Graph,
+    /// What the plan obliges the optimized program to, which meets it.
+    pub obligations: Obligations,
     /// The report of the search.
     pub report: SearchReport,
     /// The scheduled program of each rank.
@@ -117,11 +120,11 @@ pub(crate) fn compile_graph_beside(
     options: &CompileOptions,
     beside: &Beside<'_>,
 ) -> Result<Stages, Error> {
-    let Planned { captured, logical, annotations, placed: Placed { propagated, placed, report } } =
+    let Planned { captured, logical, annotations, placed: Placed { propagated, placed, obligations, report } } =
         plan_graph(captured, mesh, plan, options, beside)?;
     let ranks = lower_sharing_inputs(&placed, &options.target, &options.lower, &beside.programs)?;
     beside.check(&ranks)?;
-    Ok(Stages { captured, logical, annotations, propagated, placed, report, ranks })
+    Ok(Stages { captured, logical, annotations, propagated, placed, obligations, report, ranks })
 }
 
 /// The stages of a program that all ranks have in common.
@@ -167,6 +170,8 @@ pub struct Placed {
     pub propagated: Graph,
     /// The optimized SPMD program.
     pub placed: Graph,
+    /// What the plan obliges the optimized program to, which meets it.
+    pub obligations: Obligations,
     /// The report of the search.
     pub report: SearchReport,
 }
@@ -211,9 +216,11 @@ fn place_at_price(
     let gathered: HashSet<&InputId> = annotations.gathered.keys().chain(regathered).collect();
     let placed = reshard_after_forward(&optimized, &gathered);
     check(&placed)?;
-    denotes(&placed, logical)?;
+    let same = denotes(&placed, logical)?;
+    let obligations = Obligations::of(logical, annotations).with_values(&placed, logical, annotations, &same);
+    obligations.check(&placed)?;
     addressable(&placed)?;
-    Ok(Placed { propagated, placed, report })
+    Ok(Placed { propagated, placed, obligations, report })
 }
 
 /// A compiled training step: its first step and the steady program.
