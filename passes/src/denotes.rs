@@ -4,8 +4,8 @@
 //! it is erased. What remains is compared with the logical graph as expressions: equal operations on equal operands are
 //! one expression, with global types and without placements. Sums are an exception, because rules 7 and 8 of the
 //! e-graph regroup them: a sum is the multiset of its terms, each read with its own subscripts, where inner sums are
-//! replaced by their terms. If all placements follow from the factor table, an erased redistribution is the identity,
-//! and an operation on chunks is the operation on the whole; [`check`](mod@crate::check) proves this condition. The
+//! replaced by their terms. If the ranks compute what the types say, an erased redistribution is the identity, and an
+//! operation on chunks is the operation on the whole; [`check`](mod@crate::check) proves this condition. The
 //! proof takes one hash per operation and one merge per sum.
 //!
 //! Before: `%3 = all_reduce tp sum %1`, `%4 = all_reduce tp sum %2`, `%5 = add %3, %4, %0` and, after

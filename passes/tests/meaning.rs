@@ -10,14 +10,18 @@
 //! At last the factor table and the checker are compared: what the table allows, the checker accepts.
 
 mod cases;
+#[path = "../../ir/tests/generator/mod.rs"]
+mod generator;
 mod ranks;
 
 use cases::Case;
-use ranks::{Dims, Ranks, cuts, denoted, dice, local, logical, partials, placements, same, spread};
-use std::collections::BTreeMap;
+use petgraph::graph::NodeIndex;
+use ranks::{Dims, Ranks, cut, cuts, denoted, dice, local, logical, partials, placements, same, spread};
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 use tpc_ir::interpret::Tensor;
-use tpc_ir::{AxisId, AxisSet, DType, MapFn, Mesh, Op, Partial, ReduceOp, Sharding, Type};
-use tpc_passes::check::judge;
+use tpc_ir::{AxisId, AxisSet, DType, Graph, InputId, MapFn, Mesh, Op, Partial, ReduceOp, Sharding, Type, Value, text};
+use tpc_passes::check::{CheckError, check, judge};
 use tpc_passes::rules::{Rule, place, place_redistribution, rule};
 
 const REDUCTIONS: [ReduceOp; 3] = [ReduceOp::Sum, ReduceOp::Max, ReduceOp::Min];
@@ -154,16 +158,18 @@ impl<'a> Trial<'a> {
                     && (1..TRIALS)
                         .all(|t| self.computed(t, dims).is_some_and(|ranks| self.denotes(t, &ranks, &results)))
             };
-            if accepts.is_ok() {
-                report.accepted += 1;
-                if !is_right() {
-                    self.note(&mut report.wrong, &results, "accepted");
+            match accepts {
+                Ok(()) => {
+                    report.accepted += 1;
+                    if !is_right() {
+                        self.note(&mut report.wrong, &results, "accepted");
+                    }
                 }
-            } else if maybe && is_right() {
-                match excuse(&self.types, &results, &self.case.op) {
+                Err(flaw) if maybe && is_right() => match excuse(&self.types, &results, &self.case.op) {
                     Some(excuse) => *report.excused.entry(excuse).or_default() += 1,
-                    None => self.note(&mut report.refused, &results, &accepts.unwrap_err().to_string()),
-                }
+                    None => self.note(&mut report.refused, &results, &flaw.to_string()),
+                },
+                Err(_) => {}
             }
         });
     }
@@ -270,6 +276,7 @@ validated! {
     sorting: [Maximum];
     tables: [Maximum];
     reshapes: [SizeOne, Maximum, Major];
+    empty_dimensions: [SizeOne];
     results_determined_only_by_their_type: [];
 }
 
@@ -350,6 +357,73 @@ fn redistributions_that_are_accepted_keep_the_value() {
     }
     println!("{accepted} accepted, {refused} refused, {maxima} maxima of copies");
     assert!(accepted > 1000 && refused > 100_000);
+}
+
+/// Whether every value of a program is on every rank what its type says.
+fn is_right(graph: &Graph, inputs: &HashMap<InputId, Tensor>) -> bool {
+    let mesh = &graph.mesh;
+    let mut values: HashMap<Value, (Tensor, Ranks)> = HashMap::new();
+    for node in graph.nodes() {
+        let n = graph.node(node);
+        let operands = graph.operands(node);
+        let types: Vec<&Type> = operands.iter().map(|&v| graph.ty(v)).collect();
+        let made = if let Op::Input { id, .. } = &n.op {
+            let whole = Tensor { shape: n.types[0].shape.clone(), ..inputs[id].clone() };
+            let part = |rank| Rc::new(cut(&whole, &n.types[0].local(mesh, &mesh.coords(rank))));
+            let parts = (0..mesh.ranks()).map(part).collect();
+            vec![(whole, parts)]
+        } else {
+            let (wholes, parts): (Vec<&Tensor>, Vec<&Ranks>) =
+                operands.iter().map(|v| (&values[v].0, &values[v].1)).unzip();
+            let truths = match n.op.is_redistribution() {
+                true => vec![wholes[0].clone()],
+                false => logical(&n.op, &types, &n.types, &wholes).unwrap(),
+            };
+            let Ok(made) = local(&n.op, &types, &n.types, &parts, mesh) else { return false };
+            truths.into_iter().zip(made).collect()
+        };
+        for (result, (truth, ranks)) in made.into_iter().enumerate() {
+            let found = denoted(&n.types[result], &ranks, mesh);
+            if !found.is_some_and(|found| same(&found, &truth, 1e-6)) {
+                return false;
+            }
+            values.insert(Value { node, result: result as u32 }, (truth, ranks));
+        }
+    }
+    true
+}
+
+/// Random programs of all operations, and each of them with another declared placement of one value: what is accepted is
+/// right.
+#[test]
+fn random_programs_that_are_accepted_are_right() {
+    let (mut accepted, mut refused, mut strict) = (0, 0, 0);
+    for seed in 0..400 {
+        let choices: Vec<u16> = (0..160).map(|i| dice(seed, i, 1 << 16) as u16).collect();
+        let case = generator::build(&choices);
+        let mut graph = case.graph;
+        for change in 0..3 {
+            if change > 0 {
+                let node = NodeIndex::new(dice(seed, 200 + change, graph.len()));
+                let types = &mut graph.node_mut(node).types;
+                let result = dice(seed, 300 + change, types.len());
+                let all = placements(types[result].rank(), &graph.mesh.clone(), &REDUCTIONS[..1]);
+                let types = &mut graph.node_mut(node).types;
+                types[result].sharding = all[dice(seed, 400 + change, all.len())].clone();
+            }
+            // The outputs of random programs may be partial.
+            let verdict = check(&graph);
+            let accepts = matches!(verdict, Ok(()) | Err(CheckError::Output { .. }));
+            match (accepts, is_right(&graph, &case.inputs)) {
+                (true, true) => accepted += 1,
+                (true, false) => panic!("{seed}: accepted, but wrong\n{}", text::print(&graph)),
+                (false, false) => refused += 1,
+                (false, true) => strict += 1,
+            }
+        }
+    }
+    println!("{accepted} accepted, {refused} refused, {strict} refused although these inputs give the right values");
+    assert!(accepted > 300 && refused > 200);
 }
 
 /// The validator detects a checker that accepts too much.

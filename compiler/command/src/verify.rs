@@ -46,13 +46,14 @@ impl Verify {
 fn said(checked: &Checked, obligations: Option<usize>) -> String {
     let Checked { operations, results, redistributions, updates, outputs } = checked;
     let plan = match obligations {
-        Some(n) => format!("plan         {n} placements that it demands hold"),
-        None => "plan         not in the file".into(),
+        Some(n) => format!("{n} demands, all met"),
+        None => "not in the file".into(),
     };
     format!(
-        "operations   {operations}, of which {redistributions} redistributions; the ranks compute all {results} results\n\
-         updates      {updates}, placed like their inputs\n\
-         outputs      {outputs} others, none partial\n\
-         {plan}\n"
+        "operations     {operations}, {redistributions} of them redistributions\n\
+         results        {results}, which the ranks compute as the types say\n\
+         updates        {updates}, placed like their inputs\n\
+         other outputs  {outputs}, none partial\n\
+         plan           {plan}\n"
     )
 }

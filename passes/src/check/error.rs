@@ -27,7 +27,7 @@ pub enum CheckError {
         /// The declared types of the results.
         result: String,
         /// The fault.
-        source: Flaw,
+        source: Box<Flaw>,
     },
     /// The declared placement of a result is not the one that follows from the operands.
     #[error("%{node} {op} in `{module}` is declared as {declared}, but its operands imply {derived}")]
@@ -102,7 +102,7 @@ impl CheckError {
                 module,
                 operands: shown(graph.operands(id).into_iter().map(|v| graph.ty(v)).collect()),
                 result: shown(node.types.iter().collect()),
-                source,
+                source: Box::new(source),
             },
         }
     }

@@ -9,6 +9,7 @@
 use super::flaw::Flaw;
 use super::meaning::{Access, Body, Meaning, Role, meaning};
 use super::moves::judge_move;
+use super::parts::{dividing, same_parts};
 use super::terms::{combine_later, combines_to_itself, same_terms};
 use tpc_ir::{AxisId, AxisSet, Mesh, Op, Partial, ReduceOp, Sharding, Type};
 
@@ -125,14 +126,4 @@ fn terms(meaning: &Meaning, cuts: &Cuts, operands: &[&Type], mesh: &Mesh) -> Res
         add(first.op, axis)?;
     }
     Ok(found)
-}
-
-/// The axes of a list that divide anything: all but those of one rank.
-fn dividing<'a>(axes: &'a [AxisId], mesh: &'a Mesh) -> impl Iterator<Item = AxisId> + 'a {
-    axes.iter().copied().filter(|&axis| mesh.size(axis) > 1)
-}
-
-/// Whether two lists of axes give every rank the same part of a dimension.
-fn same_parts(a: &[AxisId], b: &[AxisId], mesh: &Mesh) -> bool {
-    a == b || dividing(a, mesh).eq(dividing(b, mesh))
 }

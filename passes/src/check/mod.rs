@@ -16,6 +16,7 @@ mod judge;
 mod meaning;
 mod moves;
 pub mod obligations;
+mod parts;
 pub mod stored;
 mod terms;
 
@@ -26,7 +27,7 @@ pub use judge::judge;
 use petgraph::graph::NodeIndex;
 use rustc_hash::{FxHashMap, FxHasher};
 use std::hash::{Hash, Hasher};
-use tpc_ir::verify::{VerifyError, verify};
+use tpc_ir::verify::{Malformed, VerifyError, verify};
 use tpc_ir::{Graph, Op, OutputKind, Type};
 
 /// What was found right.
@@ -49,17 +50,19 @@ pub struct Checked {
 /// # Errors
 /// The first violation.
 pub fn check(graph: &Graph) -> Result<(), CheckError> {
-    well_formed(graph)?;
+    let Form { broken, misplaced } = Form::of(graph);
+    broken.map_or(Ok(()), |e| Err(CheckError::Malformed(Box::new(e))))?;
     let mut known = Known::default();
     graph.nodes().try_for_each(|n| known.check_node(graph, n))?;
-    outputs(graph).try_for_each(|checked| checked)
+    outputs(graph).try_for_each(|checked| checked)?;
+    misplaced.map_or(Ok(()), |e| Err(CheckError::Malformed(Box::new(e))))
 }
 
 /// Like [`check`], but goes on after a violation. Returns what is right, and all violations.
 pub fn check_all(graph: &Graph) -> (Checked, Vec<CheckError>) {
-    if let Err(errors) = verify(graph) {
-        let errors = errors.into_iter().map(|e| CheckError::Malformed(Box::new(e))).collect();
-        return (Checked::default(), errors);
+    let Form { broken, misplaced } = Form::of(graph);
+    if let Some(error) = broken {
+        return (Checked::default(), vec![CheckError::Malformed(Box::new(error))]);
     }
     let (mut known, mut checked, mut errors) = (Known::default(), Checked::default(), Vec::new());
     for n in graph.nodes() {
@@ -80,6 +83,9 @@ pub fn check_all(graph: &Graph) -> (Checked, Vec<CheckError>) {
             (Ok(()), _) => checked.outputs += 1,
         }
     }
+    if let (Some(error), true) = (misplaced, errors.is_empty()) {
+        errors.push(CheckError::Malformed(Box::new(error)));
+    }
     (checked, errors)
 }
 
@@ -90,6 +96,31 @@ pub fn check_all(graph: &Graph) -> (Checked, Vec<CheckError>) {
 pub fn well_formed(graph: &Graph) -> Result<(), CheckError> {
     let first = |errors: Vec<VerifyError>| errors.into_iter().next().expect("a failed check has an error");
     verify(graph).map_err(|errors| CheckError::Malformed(Box::new(first(errors))))
+}
+
+/// The first faults in the form of a program: one that leaves its operations without a meaning, and one in the placements
+/// of a redistribution, of which [`judge`] says more.
+struct Form {
+    broken: Option<VerifyError>,
+    misplaced: Option<VerifyError>,
+}
+
+impl Form {
+    fn of(graph: &Graph) -> Self {
+        let of_placement = |e: &VerifyError| {
+            matches!(
+                e.fault,
+                Malformed::NotPartial { .. }
+                    | Malformed::NotInvariant(_)
+                    | Malformed::NotMinorMost { .. }
+                    | Malformed::OtherPartial { .. }
+                    | Malformed::Placement { .. }
+            )
+        };
+        let errors = verify(graph).err().unwrap_or_default();
+        let (misplaced, broken): (Vec<_>, Vec<_>) = errors.into_iter().partition(of_placement);
+        Form { broken: broken.into_iter().next(), misplaced: misplaced.into_iter().next() }
+    }
 }
 
 /// Checks each output: an update is placed like its input, and nothing is partial.

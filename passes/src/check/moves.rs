@@ -1,16 +1,17 @@
 //! Whether a redistribution brings every rank the part of the value that the type of its result says.
 //!
 //! The parts are boxes. What a rank holds afterwards is assembled from the boxes that the members of its group hold, as
-//! the documentation of the operation says, and compared with the box of the declared type, for all coordinates on the axes
-//! that matter. Terms are followed by axis: a reduction needs terms of its kind, and everything else must not
+//! the documentation of the operation says, and compared with the box of the declared type, in the dimensions that are moved
+//! and for all coordinates on their axes. Terms are followed by axis: a reduction needs terms of its kind, and everything else must not
 //! mix terms.
 
 use super::flaw::Moved;
+use super::parts::same_parts;
 use super::terms::same_terms;
 use tpc_ir::sharding::{Chunk, chunk};
 use tpc_ir::{AxisId, AxisSet, Mesh, Op, Partial, ReduceOp, Type};
 
-/// A part of a value: for every dimension, its indices.
+/// A part of a value: its indices in each of the dimensions that are moved.
 type Part = Vec<Chunk>;
 
 /// Whether a redistribution of a value gives a value with the declared type.
@@ -34,11 +35,28 @@ pub(super) fn judge_move(op: &Op, operand: &Type, result: &Type, mesh: &Mesh) ->
         | Op::ShardSlice { axes, .. } => axes.clone(),
         other => other.axes().iter().collect(),
     };
-    let concerned = operand.sharding.sharded_axes().union(result.sharding.sharded_axes());
+    let (from, to) = (&operand.sharding.dims, &result.sharding.dims);
+    // The other dimensions stay as they are, and all members of a group have the same part of them.
+    for d in (0..operand.rank()).filter(|d| !dims.contains(d)) {
+        if from[d].iter().any(|&a| moved.contains(&a) && mesh.size(a) > 1) {
+            return Err(Moved::DifferentParts);
+        }
+        if !same_parts(&from[d], &to[d], mesh) {
+            return Err(Moved::OtherPart(result.display(mesh)));
+        }
+    }
+    if dims.is_empty() {
+        return Ok(());
+    }
+    let part = |ty: &Type, coords: &[usize]| -> Part {
+        dims.iter().map(|&d| chunk(ty.shape[d], &ty.sharding.dims[d], mesh, coords)).collect()
+    };
+    let concerned: AxisSet = dims.iter().flat_map(|&d| from[d].iter().chain(&to[d]).copied()).collect();
     let others: Vec<AxisId> = concerned.minus(op.axes()).iter().collect();
     for first in members(&vec![0; mesh.axes().len()], &others, mesh) {
         let group = members(&first, &moved, mesh);
-        let held: Vec<Part> = group.iter().map(|coords| operand.local(mesh, coords)).collect();
+        let held: Vec<Part> = group.iter().map(|coords| part(operand, coords)).collect();
+        // The piece of a dimension for a rank, the first or the second of those that are moved.
         let piece = |part: &Part, dim: usize, coords: &[usize]| {
             let mut part = part.clone();
             let Chunk { offset, len } = chunk(part[dim].len, &moved, mesh, coords);
@@ -47,20 +65,18 @@ pub(super) fn judge_move(op: &Op, operand: &Type, result: &Type, mesh: &Mesh) ->
         };
         // What all members of the group hold, or get.
         let common = match op {
-            Op::AllGather { dim, .. } => Some(join(held.iter().cloned(), *dim)?),
+            Op::AllGather { .. } => Some(join(held.iter().cloned(), 0)?),
             Op::AllToAll { .. } => None,
             _ if held.iter().any(|part| !same_part(part, &held[0])) => return Err(Moved::DifferentParts),
             _ => Some(held[0].clone()),
         };
         for coords in &group {
-            let part = match (op, &common) {
-                (Op::ReduceScatter { dim, .. } | Op::ShardSlice { dim, .. }, Some(shared)) => {
-                    piece(shared, *dim, coords)
-                }
-                (Op::AllToAll { from, to, .. }, _) => join(held.iter().map(|part| piece(part, *to, coords)), *from)?,
-                (_, common) => common.clone().unwrap_or_default(),
+            let gets = match (op, &common) {
+                (Op::AllGather { .. }, Some(whole)) => whole.clone(),
+                (_, Some(shared)) => piece(shared, 0, coords),
+                (_, None) => join(held.iter().map(|part| piece(part, 1, coords)), 0)?,
             };
-            if !same_part(&part, &result.local(mesh, coords)) {
+            if !same_part(&gets, &part(result, coords)) {
                 return Err(Moved::OtherPart(result.display(mesh)));
             }
         }

@@ -152,13 +152,13 @@ impl Obligations {
                 Subject::Output(kind) => outputs.get(kind).copied(),
                 Subject::Value(v) => Some(*v).filter(|v| is_in(*v, placed)),
             };
+            if value.is_some_and(|v| is_met(&obligation.at, &placed.ty(v).sharding)) {
+                return None;
+            }
             let why = if obligation.why.is_empty() { "the plan".into() } else { obligation.why.to_string() };
             let tensor = shown(&obligation.subject, placed);
             let Some(value) = value else { return Some(CheckError::Lost { tensor, why }) };
             let ty = placed.ty(value);
-            if ty.rank() == obligation.at.dims.len() && is_met(&obligation.at, &ty.sharding) {
-                return None;
-            }
             Some(CheckError::Annotation {
                 tensor,
                 module: module(&obligation.subject, placed, value).to_string(),

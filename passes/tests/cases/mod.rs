@@ -136,47 +136,52 @@ pub fn functions_of_one_operand() -> Vec<Case> {
     let casts = [DType::F32, DType::BF16, DType::I32, DType::Bool].map(MapFn::Cast);
     let logical = |f: &MapFn| *f == MapFn::Not;
     let unary = MapFn::ALL.iter().copied().filter(|f| f.arity() == Some(1)).chain(casts);
-    (unary.flat_map(|f| {
-        let dtype = if logical(&f) { DType::Bool } else { DType::F64 };
-        [
-            map_case(f, "ab->ab", &[5, 3], dtype),
-            map_case(f, "ab->ba", &[2, 3], dtype),
-            map_case(f, "a->ba", &[5, 2], dtype),
-            map_case(f, "a->a", &[1], dtype),
-        ]
-    }))
-    .into_iter()
-    .collect()
+    unary
+        .flat_map(|f| {
+            let dtype = if logical(&f) { DType::Bool } else { DType::F64 };
+            [
+                map_case(f, "ab->ab", &[5, 3], dtype),
+                map_case(f, "ab->ba", &[2, 3], dtype),
+                map_case(f, "a->ba", &[5, 2], dtype),
+                map_case(f, "a->a", &[1], dtype),
+            ]
+        })
+        .collect()
 }
 
 pub fn linear_functions_of_two_operands() -> Vec<Case> {
     let functions = [MapFn::Add, MapFn::Sub, MapFn::Mul, MapFn::Div];
-    (functions.into_iter().flat_map(|f| {
-        let case = |subs: &str, sizes: &[usize]| map_case(f, subs, sizes, DType::F64);
-        [
-            case("ab,ab->ab", &[5, 2]),
-            case("ab,ba->ab", &[2, 3]),
-            case("ab,b->ab", &[3, 5]),
-            case("a,ab->ba", &[2, 5]),
-            case("ab,->ab", &[5, 3]),
-            case("a,b->ab", &[3, 2]),
-            case("a,a->ab", &[5, 2]),
-            case("a,a->a", &[1]),
-        ]
-    }))
-    .into_iter()
-    .collect()
+    functions
+        .into_iter()
+        .flat_map(|f| {
+            let case = |subs: &str, sizes: &[usize]| map_case(f, subs, sizes, DType::F64);
+            [
+                case("ab,ab->ab", &[5, 2]),
+                case("ab,ba->ab", &[2, 3]),
+                case("ab,b->ab", &[3, 5]),
+                case("a,ab->ba", &[2, 5]),
+                case("ab,->ab", &[5, 3]),
+                case("a,b->ab", &[3, 2]),
+                case("a,a->ab", &[5, 2]),
+                case("a,a->a", &[1]),
+            ]
+        })
+        .collect()
 }
 
 pub fn other_functions_of_two_operands() -> Vec<Case> {
     let linear = [MapFn::Add, MapFn::Sub, MapFn::Mul, MapFn::Div];
     let binary = MapFn::ALL.iter().copied().filter(|f| f.arity() == Some(2) && !linear.contains(f));
-    (binary.flat_map(|f| {
-        let dtype = if matches!(f, MapFn::And | MapFn::Or) { DType::Bool } else { DType::F64 };
-        [map_case(f, "a,a->a", &[5], dtype), map_case(f, "a,ab->ab", &[2, 3], dtype), map_case(f, "a,->a", &[3], dtype)]
-    }))
-    .into_iter()
-    .collect()
+    binary
+        .flat_map(|f| {
+            let dtype = if matches!(f, MapFn::And | MapFn::Or) { DType::Bool } else { DType::F64 };
+            [
+                map_case(f, "a,a->a", &[5], dtype),
+                map_case(f, "a,ab->ab", &[2, 3], dtype),
+                map_case(f, "a,->a", &[3], dtype),
+            ]
+        })
+        .collect()
 }
 
 pub fn functions_of_three_operands() -> Vec<Case> {
@@ -187,7 +192,7 @@ pub fn functions_of_three_operands() -> Vec<Case> {
         map_case(MapFn::Select, "a,ab,->ab", &[2, 3], DType::F64),
         map_case(MapFn::Select, "b,a,->ab", &[2, 3], DType::F64),
     ];
-    (cases).into_iter().collect()
+    cases.into_iter().collect()
 }
 
 /// Quotients of integers are rounded, and bytes and truth values saturate, so fewer functions are linear in them.
@@ -210,13 +215,13 @@ pub fn functions_of_other_element_types() -> Vec<Case> {
         let reduction = |op| Case::letters(move |subs| Op::Reduce { op, subs }, "ab->a", &[2, 5], &[kind], dtype);
         std::iter::once(product).chain(ReduceOp::ALL.map(reduction))
     });
-    (cases.chain(quotients).chain(sums)).into_iter().collect()
+    cases.chain(quotients).chain(sums).collect()
 }
 
 pub fn products() -> Vec<Case> {
     let case =
         |subs: &str, sizes: &[usize]| Case::letters(|subs| Op::Einsum { subs }, subs, sizes, &[F, F], DType::F64);
-    ([
+    vec![
         case("ab,bc->ac", &[2, 5, 3]),
         case("ab,bc->ca", &[5, 2, 2]),
         case("ab,ac->bc", &[3, 2, 5]),
@@ -226,32 +231,31 @@ pub fn products() -> Vec<Case> {
         case("a,b->b", &[5, 3]),
         case("a,a->a", &[5]),
         case("ab,bc->ac", &[1, 2, 1]),
-    ])
-    .into_iter()
-    .collect()
+    ]
 }
 
 pub fn batched_products() -> Vec<Case> {
     let case =
         |subs: &str, sizes: &[usize]| Case::letters(|subs| Op::Einsum { subs }, subs, sizes, &[F, F], DType::F64);
-    ([case("abc,acd->abd", &[2, 3, 2, 2]), case("abc,bc->ab", &[2, 3, 5])]).into_iter().collect()
+    vec![case("abc,acd->abd", &[2, 3, 2, 2]), case("abc,bc->ab", &[2, 3, 5])]
 }
 
 pub fn reductions() -> Vec<Case> {
     let reduce = |op: ReduceOp| move |subs: Subscripts| Op::Reduce { op, subs };
-    (ReduceOp::ALL.into_iter().flat_map(|op| {
-        let kind = if op == ReduceOp::Prod { (DType::F64, Values::Powers) } else { F };
-        let case = |subs: &str, sizes: &[usize]| Case::letters(reduce(op), subs, sizes, &[kind], DType::F64);
-        [
-            case("ab->a", &[3, 5]),
-            case("ab->b", &[2, 3]),
-            case("ab->", &[5, 2]),
-            case("abc->ca", &[2, 3, 5]),
-            case("ab->a", &[2, 1]),
-        ]
-    }))
-    .into_iter()
-    .collect()
+    ReduceOp::ALL
+        .into_iter()
+        .flat_map(|op| {
+            let kind = if op == ReduceOp::Prod { (DType::F64, Values::Powers) } else { F };
+            let case = |subs: &str, sizes: &[usize]| Case::letters(reduce(op), subs, sizes, &[kind], DType::F64);
+            [
+                case("ab->a", &[3, 5]),
+                case("ab->b", &[2, 3]),
+                case("ab->", &[5, 2]),
+                case("abc->ca", &[2, 3, 5]),
+                case("ab->a", &[2, 1]),
+            ]
+        })
+        .collect()
 }
 
 pub fn cutting_and_joining() -> Vec<Case> {
@@ -262,7 +266,7 @@ pub fn cutting_and_joining() -> Vec<Case> {
         let operands: Vec<_> = from.iter().map(|s| float(s)).collect();
         Case::new(Op::Concat { dim }, &operands, &[(DType::F64, to)])
     };
-    ([
+    vec![
         one(slice(0, 1, 2), &[5, 3], &[2, 3]),
         one(slice(1, 0, 1), &[5, 3], &[5, 2]),
         one(Op::Index { dim: 0, index: 1 }, &[3, 5], &[5]),
@@ -275,15 +279,13 @@ pub fn cutting_and_joining() -> Vec<Case> {
         concat(0, &[&[3], &[2]], &[5]),
         concat(1, &[&[3, 2], &[3, 3]], &[3, 5]),
         concat(0, &[&[2], &[3], &[2]], &[7]),
-    ])
-    .into_iter()
-    .collect()
+    ]
 }
 
 pub fn sorting() -> Vec<Case> {
     let case =
         |from: &[usize], to: &[usize]| Case::new(Op::TopK, &[float(from)], &[(DType::F64, to), (DType::I64, to)]);
-    ([case(&[5], &[2]), case(&[3, 5], &[3, 2])]).into_iter().collect()
+    vec![case(&[5], &[2]), case(&[3, 5], &[3, 2])]
 }
 
 pub fn tables() -> Vec<Case> {
@@ -302,7 +304,7 @@ pub fn tables() -> Vec<Case> {
         let index = (DType::I64, index, Values::Rows(table[0]));
         Case::new(Op::Put, &[float(table), index, float(&rows)], &[(DType::F64, table)])
     };
-    ([
+    vec![
         take(&[5, 2], &[3]),
         take(&[3, 5], &[2]),
         take(&[5], &[3, 2]),
@@ -314,14 +316,12 @@ pub fn tables() -> Vec<Case> {
         put(&[3, 5], &[2]),
         put(&[5], &[3, 2]),
         put(&[3, 2], &[]),
-    ])
-    .into_iter()
-    .collect()
+    ]
 }
 
 pub fn reshapes() -> Vec<Case> {
     let case = |from: &[usize], to: &[usize]| Case::new(Op::Reshape, &[float(from)], &[(DType::F64, to)]);
-    ([
+    vec![
         case(&[5, 3], &[5, 3]),
         case(&[3, 2, 5], &[3, 10]),
         case(&[2, 3], &[6]),
@@ -332,9 +332,7 @@ pub fn reshapes() -> Vec<Case> {
         case(&[5], &[1, 5]),
         case(&[5, 1], &[5]),
         case(&[3, 1, 2], &[1, 3, 2]),
-    ])
-    .into_iter()
-    .collect()
+    ]
 }
 
 /// Values without elements, and empty sums.
@@ -350,7 +348,7 @@ pub fn empty_dimensions() -> Vec<Case> {
         Case::new(take, &[float(&[0, 3]), (DType::I64, &[2], Values::Rows(0))], &[(DType::F64, &[2, 3])]),
         Case::new(Op::Reshape, &[float(&[0, 3])], &[(DType::F64, &[3, 0])]),
     ];
-    (cases).into_iter().collect()
+    cases.into_iter().collect()
 }
 
 pub fn results_determined_only_by_their_type() -> Vec<Case> {
@@ -363,7 +361,7 @@ pub fn results_determined_only_by_their_type() -> Vec<Case> {
         let op = Op::Random { distribution, stream: 3 };
         Case::new(op, &[(DType::I64, &[], Values::Integers)], &[(DType::F64, &[5, 3])])
     });
-    ([fill(&[5, 3]), fill(&[]), iota(5), iota(3), iota(2)].into_iter().chain(random)).into_iter().collect()
+    [fill(&[5, 3]), fill(&[]), iota(5), iota(3), iota(2)].into_iter().chain(random).collect()
 }
 
 fn float(shape: &[usize]) -> (DType, &[usize], Values) {
