@@ -1,6 +1,6 @@
 //! Faults of a placed program, and where they are.
 
-use super::flaw::Flaw;
+use super::flaw::{Flaw, Moved};
 use petgraph::graph::NodeIndex;
 use tpc_ir::verify::VerifyError;
 use tpc_ir::{Graph, Type, text};
@@ -28,6 +28,22 @@ pub enum CheckError {
         result: String,
         /// The fault.
         source: Box<Flaw>,
+    },
+    /// A redistribution does not give the value that its type says.
+    #[error("%{node} {op} in `{module}`: {source}\n  operand: {operand}\n  result:  {result}")]
+    Moved {
+        /// The number of the node.
+        node: usize,
+        /// The operation.
+        op: String,
+        /// The module.
+        module: String,
+        /// The type of the operand.
+        operand: String,
+        /// The declared type of the result.
+        result: String,
+        /// The fault.
+        source: Box<Moved>,
     },
     /// The declared placement of a result is not the one that follows from the operands.
     #[error("%{node} {op} in `{module}` is declared as {declared}, but its operands imply {derived}")]
@@ -92,7 +108,17 @@ impl CheckError {
         let shown = |types: Vec<&Type>| types.iter().map(|t| t.display(&graph.mesh)).collect::<Vec<_>>().join(", ");
         let number = text::number(graph).get(&id).copied().unwrap_or(id.index());
         let (op, module) = (node.op.name(), node.origin.location());
+        let operands = || shown(graph.operands(id).into_iter().map(|v| graph.ty(v)).collect());
+        let results = || shown(node.types.iter().collect());
         match flaw {
+            Flaw::Moved(moved) => CheckError::Moved {
+                node: number,
+                op,
+                module,
+                operand: operands(),
+                result: results(),
+                source: Box::new(moved),
+            },
             Flaw::Declared { declared, implied, .. } => {
                 CheckError::Declared { node: number, op, module, declared, derived: implied }
             }
@@ -100,8 +126,8 @@ impl CheckError {
                 node: number,
                 op,
                 module,
-                operands: shown(graph.operands(id).into_iter().map(|v| graph.ty(v)).collect()),
-                result: shown(node.types.iter().collect()),
+                operands: operands(),
+                result: results(),
                 source: Box::new(source),
             },
         }

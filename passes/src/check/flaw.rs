@@ -57,6 +57,9 @@ pub enum Flaw {
 /// Why a redistribution does not give the value that its type says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Moved {
+    /// Another shape or element type than that of the value.
+    #[error("the value is not {0}")]
+    OtherValue(String),
     /// A dimension that the value lacks.
     #[error("the value has no dimension {0}")]
     NoDimension(usize),

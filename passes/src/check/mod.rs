@@ -7,8 +7,8 @@
 //! execute operations on simulated ranks under every placement, and compare.
 //!
 //! Checked are: the form of the program ([`verify`]), every result of every operation, that every update is placed like
-//! its input, that no output is partial, and the demands of the plan ([`obligations`]). That the program, redistributions left
-//! out, is the program of the model, is the proof of [`denotes`](mod@crate::denotes).
+//! its input, that no output is partial, and the demands of the plan ([`obligations`]). Another proof,
+//! [`denotes`](mod@crate::denotes), shows that the program without its redistributions is that of the model.
 
 mod error;
 mod flaw;

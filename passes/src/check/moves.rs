@@ -1,9 +1,9 @@
 //! Whether a redistribution brings every rank the part of the value that the type of its result says.
 //!
 //! The parts are boxes. What a rank holds afterwards is assembled from the boxes that the members of its group hold, as
-//! the documentation of the operation says, and compared with the box of the declared type, in the dimensions that are moved
-//! and for all coordinates on their axes. Terms are followed by axis: a reduction needs terms of its kind, and everything else must not
-//! mix terms.
+//! the documentation of the operation says. It is compared with the box of the declared type, in the dimensions that are
+//! moved and for all coordinates on their axes. Terms are followed by axis: a reduction needs terms of its kind, and
+//! everything else must not mix terms.
 
 use super::flaw::Moved;
 use super::parts::same_parts;
@@ -16,6 +16,9 @@ type Part = Vec<Chunk>;
 
 /// Whether a redistribution of a value gives a value with the declared type.
 pub(super) fn judge_move(op: &Op, operand: &Type, result: &Type, mesh: &Mesh) -> Result<(), Moved> {
+    if (operand.dtype, &operand.shape) != (result.dtype, &result.shape) {
+        return Err(Moved::OtherValue(result.display(mesh)));
+    }
     let dims = match op {
         Op::AllGather { dim, .. } | Op::ReduceScatter { dim, .. } | Op::ShardSlice { dim, .. } => vec![*dim],
         Op::AllToAll { from, to, .. } => vec![*from, *to],

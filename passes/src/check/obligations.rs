@@ -100,20 +100,23 @@ impl Obligations {
         if annotations.results.is_empty() && annotations.uses.is_empty() {
             return self;
         }
-        let found = same.by_value();
-        let copies = |value: Value| found(value);
+        let copies = same.by_value();
         let outputs: FxHashSet<Value> = logical.outputs.iter().map(|o| o.value).collect();
+        let (mut results, mut uses): (Vec<_>, Vec<_>) =
+            (annotations.results.iter().collect(), annotations.uses.iter().collect());
+        results.sort_by_key(|(node, _)| **node);
+        uses.sort_by_key(|(reader, _)| **reader);
+        // Each value, what reads it if that matters, and its placement.
         let mut wanted: Vec<(Value, Option<Value>, &Constraint)> = Vec::new();
-        for (&node, constraints) in &annotations.results {
+        for (&node, constraints) in results {
             if !outputs.contains(&node.into()) {
                 wanted.extend(lasting(constraints).map(|c| (Value::from(node), None, c)));
             }
         }
-        for (&(node, operand), constraints) in &annotations.uses {
+        for (&(node, operand), constraints) in uses {
             let read = logical.operands(node).get(operand as usize).copied();
             wanted.extend(read.into_iter().flat_map(|v| lasting(constraints).map(move |c| (v, Some(node.into()), c))));
         }
-        wanted.sort_by_key(|(value, reader, _)| (*value, *reader));
         for (value, reader, Constraint { at, why }) in wanted {
             let candidates = copies(value);
             let is_read = |v: Value| {
