@@ -4,8 +4,8 @@
 //! it is erased. What remains is compared with the logical graph as expressions: equal operations on equal operands are
 //! one expression, with global types and without placements. Sums are an exception, because rules 7 and 8 of the
 //! e-graph regroup them: a sum is the multiset of its terms, each read with its own subscripts, where inner sums are
-//! replaced by their terms. If all placements follow from the factor table, an erased redistribution is the identity,
-//! and an operation on chunks is the operation on the whole; [`check`](mod@crate::check) proves this condition. The
+//! replaced by their terms. If the ranks compute what the types say, an erased redistribution is the identity, and an
+//! operation on chunks is the operation on the whole; [`check`](mod@crate::check) proves this condition. The
 //! proof takes one hash per operation and one merge per sum.
 //!
 //! Before: `%3 = all_reduce tp sum %1`, `%4 = all_reduce tp sum %2`, `%5 = add %3, %4, %0` and, after
@@ -60,11 +60,28 @@ pub enum DenoteError {
     },
 }
 
-/// Proves that the outputs of `placed` denote those of `logical`.
+/// Which values of a placed program are which of its logical graph.
+#[derive(Debug)]
+pub struct SameValues {
+    logical: FxHashMap<Value, Id>,
+    placed: FxHashMap<Value, Id>,
+}
+
+impl SameValues {
+    /// A function from a value of the logical graph to all values of the placed program that denote it, in order.
+    pub fn by_value(&self) -> impl Fn(Value) -> Vec<Value> + '_ {
+        let mut placed: FxHashMap<Id, Vec<Value>> = FxHashMap::default();
+        self.placed.iter().for_each(|(&value, &id)| placed.entry(id).or_default().push(value));
+        placed.values_mut().for_each(|values| values.sort_unstable());
+        move |value| self.logical.get(&value).and_then(|id| placed.get(id)).cloned().unwrap_or_default()
+    }
+}
+
+/// Proves that the outputs of `placed` denote those of `logical`. Returns which other values denote each other.
 ///
 /// # Errors
 /// The first output that differs, with the first operation that differs.
-pub fn denotes(placed: &Graph, logical: &Graph) -> Result<(), DenoteError> {
+pub fn denotes(placed: &Graph, logical: &Graph) -> Result<SameValues, DenoteError> {
     signature(placed, logical)?;
     let mut known = Expressions::default();
     let expected = Denotation::of(logical, &mut known);
@@ -75,7 +92,7 @@ pub fn denotes(placed: &Graph, logical: &Graph) -> Result<(), DenoteError> {
             return Err(known.difference(text::output_name(&p.kind), &found, f, &expected, e));
         }
     }
-    Ok(())
+    Ok(SameValues { logical: expected.values, placed: found.values })
 }
 
 /// Checks that both graphs have the same inputs and outputs in the same order.

@@ -16,7 +16,7 @@
 //! | how fast a device and its links are | [`targets`] |
 //! | how long a rank program takes, and how much of that time the rank waits | [`simulate`](mod@simulate) |
 //! | what a rank executes | [`lower`] |
-//! | whether the placements of a program are correct | [`mod@check`] |
+//! | whether a placed program computes what its types say, and whether its plan holds | [`mod@check`] |
 //! | whether a placed program computes the model | [`denotes`] |
 #![warn(missing_docs)]
 

@@ -1,4 +1,4 @@
-//! Tests of the two proofs of a plan: placements follow from the table (`check`), and the program computes the model
+//! Tests of the two proofs of a plan: the ranks compute what the types say (`check`), and the program computes the model
 //! (`denotes`). Regrouped sums are accepted; every other change is detected by one of the proofs.
 
 use petgraph::graph::NodeIndex;
@@ -144,7 +144,7 @@ fn a_term_that_is_missing_or_counted_twice_is_detected() {
     }
 }
 
-/// Redistributions are identities only if the table permits them; `check` detects wrong ones.
+/// Redistributions are identities only if the ranks hold what they need; `check` detects wrong ones.
 #[test]
 fn a_redistribution_left_out_or_of_something_else_is_detected() {
     let placed = placed();

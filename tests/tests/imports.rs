@@ -126,8 +126,8 @@ fn home(files: &BTreeMap<Names, File>, path: &[String]) -> Option<Names> {
     }
 }
 
-/// The groups of files in which each file imports all others, directly or through others.
-fn cycles(files: &BTreeMap<Names, File>) -> BTreeSet<BTreeSet<String>> {
+/// For each file, the files that it imports, directly or through others.
+fn reached(files: &BTreeMap<Names, File>) -> BTreeMap<&Names, BTreeSet<Names>> {
     let mut imports: BTreeMap<&Names, BTreeSet<Names>> = BTreeMap::new();
     for (module, file) in files {
         let of = file.imports.iter().filter_map(|path| home(files, &absolute(files, module, path)?));
@@ -140,7 +140,12 @@ fn cycles(files: &BTreeMap<Names, File>) -> BTreeSet<BTreeSet<String>> {
         }
         seen
     };
-    let reached: BTreeMap<&Names, BTreeSet<Names>> = files.keys().map(|module| (module, reached(module))).collect();
+    files.keys().map(|module| (module, reached(module))).collect()
+}
+
+/// The groups of files in which each file imports all others, directly or through others.
+fn cycles(files: &BTreeMap<Names, File>) -> BTreeSet<BTreeSet<String>> {
+    let reached = reached(files);
     let group = |module: &&Names| -> BTreeSet<String> {
         let with = reached[*module].iter().filter(|other| reached[other].contains(*module));
         with.map(|other| other.join("/")).collect()
@@ -156,6 +161,28 @@ fn no_files_import_each_other() {
         assert!(files.values().map(|file| file.imports.len()).sum::<usize>() > 5, "{of}: no imports were found");
         assert_eq!(cycles(&files), BTreeSet::new(), "{of}");
     }
+}
+
+/// The checker of placed programs shares no code with the passes that place values.
+#[test]
+fn the_checker_imports_nothing_that_places_values() {
+    const PLACING: [&str; 6] = ["rules", "propagate", "redistribute", "reshard", "planner", "egraph"];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../passes/src");
+    let files = files(&root);
+    let of = |first: &'static str| files.keys().filter(move |module| module.first().is_some_and(|name| name == first));
+    assert!(PLACING.iter().all(|name| of(name).count() > 0));
+    let reached = reached(&files);
+    for module in of("check") {
+        let places = |to: &&Names| to.first().is_some_and(|name| PLACING.contains(&&**name));
+        let found: Vec<&Names> = reached[module].iter().filter(places).collect();
+        assert!(found.is_empty(), "{module:?} imports {found:?}");
+        // Nor by a path without an import.
+        let file = root.join(module.join("/"));
+        let text =
+            fs::read_to_string(if file.is_dir() { file.join("mod.rs") } else { file.with_extension("rs") }).unwrap();
+        assert!(PLACING.iter().all(|name| !text.contains(&format!("crate::{name}"))), "{module:?}");
+    }
+    assert!(of("check").any(|module| !reached[module].is_empty()));
 }
 
 #[test]

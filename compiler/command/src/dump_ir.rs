@@ -1,6 +1,8 @@
 //! `tpc dump-ir`: prints a program at any stage of the compiler.
 
+use crate::files::{self, Files};
 use crate::given::Given;
+use crate::graph_file;
 use crate::notes::{note_idle_ranks, note_search};
 use crate::options::{Chosen, StepArguments};
 use crate::report;
@@ -20,7 +22,8 @@ use tpc_ir::quote::cut;
 use tpc_ir::size::addressable;
 use tpc_ir::{Graph, Mesh, OutputKind, fold, text};
 use tpc_passes::canonicalize::canonicalize;
-use tpc_passes::check::check;
+use tpc_passes::check::obligations::Obligations;
+use tpc_passes::check::{check, stored};
 use tpc_passes::egraph::SearchReport;
 use tpc_passes::lower::{LowerError, LowerOptions, lower, lower_rank, lower_ranks, schedule};
 use tpc_passes::options::{StepOptions, on_captured, on_logical};
@@ -60,7 +63,7 @@ const SEARCH: [&str; 5] = ["fp", "enable_rule", "disable_rule", "placements", "m
 /// Print a model, or a graph from a file, at a stage of the compiler.
 #[derive(Debug, Args)]
 pub struct DumpIr {
-    /// Directory with a config.json (weights are not needed), or a graph in text form (.tpc)
+    /// Directory with a config.json (weights are not needed), or a graph in text form (.tpc) or as --store writes it
     #[arg(value_name = "MODEL_DIR|FILE.tpc", required_unless_present = "preset", conflicts_with = "preset")]
     model: Option<PathBuf>,
     /// A model without a directory: mlp, llama (as in the comparisons), gpt, gpt-learned
@@ -88,6 +91,9 @@ pub struct DumpIr {
     /// Print every line, including repetitions of blocks; FILE.tpc accepts both forms
     #[arg(long)]
     full: bool,
+    /// Also write the placed program and what the plan demands of it to a file, as JSON, for tpc verify
+    #[arg(long, value_name = "FILE")]
+    store: Option<PathBuf>,
     #[command(flatten)]
     optimizer: Optimizer,
 }
@@ -96,7 +102,7 @@ pub struct DumpIr {
 enum Program {
     Captured(Graph),
     Annotated(Box<(Graph, Annotations)>),
-    Placed(Graph),
+    Placed(Box<(Graph, Option<Obligations>)>),
 }
 
 impl DumpIr {
@@ -110,6 +116,14 @@ impl DumpIr {
             false => given.refuse(&["rank"], &format!("at the stage {stage}, which is the same for all ranks"))?,
             true => given.refuse(&["full"], &format!("at the stage {stage}, which is always printed in full"))?,
         }
+        if !self.json && self.stage < Stage::Placed {
+            given.refuse(&["store"], &format!("at the stage {stage}, at which values are not placed yet"))?;
+        }
+        let read = self.model.as_deref().map_or_else(Files::default, |model| {
+            let config = model.join("config.json");
+            Files::default().reads("MODEL_DIR|FILE.tpc", if config.is_file() { &config } else { model })
+        });
+        self.placement.read(read).writes("--store", &self.store).check()?;
         let file = self.model.as_deref().filter(|path| path.is_file() || path.extension().is_some_and(|e| e == "tpc"));
         match file {
             Some(file) => self.graph_file(file, given, terminal),
@@ -124,7 +138,7 @@ impl DumpIr {
             "on a graph from a file, which is already captured",
         )?;
         let program = read(file)?;
-        if let Program::Annotated(..) | Program::Placed(_) = program {
+        if let Program::Annotated(_) | Program::Placed(_) = program {
             if !self.placement.mesh.is_empty() {
                 return Err(Failure::at(file, "the graph has its own mesh: leave --mesh out"));
             }
@@ -231,14 +245,17 @@ impl DumpIr {
             let advanced = advance(program, to, (&mesh, &plan), &options)?;
             advanced.map_err(|error| self.placement.failure(facts.explain(error)))
         });
-        let (staged, reports): (Vec<Graph>, Vec<Option<SearchReport>>) =
-            staged.collect::<Outcome<Vec<_>>>()?.into_iter().unzip();
-        let [first, others @ ..] = &staged[..] else { return Ok(()) };
-        let report = reports.into_iter().next().flatten();
+        let store = self.store.as_deref().map(files::output).transpose()?;
+        let staged = staged.collect::<Outcome<Vec<Staged>>>()?;
+        let [Staged { graph: first, report, obligations }, others @ ..] = &staged[..] else { return Ok(()) };
+        if let Some(store) = store {
+            let stored = stored::to_json(first, obligations.as_ref());
+            files::write(store, format!("{stored}\n").as_bytes())?;
+        }
         if to >= Stage::Placed && planned {
             note_idle_ranks(first, &plan, self.step.micro_batches, terminal);
         }
-        if let Some(report) = &report {
+        if let Some(report) = report {
             note_search(report, terminal);
         }
         if self.json {
@@ -247,7 +264,7 @@ impl DumpIr {
             let failed = |error: LowerError| self.placement.failure(error.into());
             let mut ranks = lower_ranks(first, &scheduled).map_err(failed)?;
             for other in others {
-                share_arenas(&mut ranks, &lower(other, &target).map_err(failed)?);
+                share_arenas(&mut ranks, &lower(&other.graph, &target).map_err(failed)?);
             }
             self.note_capacity(&ranks, &target, terminal);
             return terminal
@@ -266,7 +283,7 @@ impl DumpIr {
                 };
                 let mut program = [scheduled(first)?];
                 for other in others {
-                    share_arenas(&mut program, &[scheduled(other)?]);
+                    share_arenas(&mut program, &[scheduled(&other.graph)?]);
                 }
                 self.note_capacity(&program, &target, terminal);
                 terminal.print(program[0].to_text())
@@ -343,8 +360,7 @@ fn without_gradients(graph: &mut Graph) {
 
 /// Reads a graph and determines its stage.
 fn read(file: &Path) -> Outcome<Program> {
-    let source = std::fs::read_to_string(file).map_err(|e| Failure::at(file, e))?;
-    let graph = tpc_ir::parse::parse(&source).map_err(|e| Failure::at(file, e))?;
+    let (graph, obligations) = graph_file::read(file)?;
     if let Err(errors) = tpc_ir::verify::verify(&graph) {
         return Err(match errors.first() {
             Some(first) => Failure::at(file, first),
@@ -356,7 +372,7 @@ fn read(file: &Path) -> Outcome<Program> {
         return Ok(Program::Captured(graph));
     }
     match check(&graph) {
-        Ok(()) => Ok(Program::Placed(graph)),
+        Ok(()) => Ok(Program::Placed(Box::new((graph, obligations)))),
         Err(_) if !graph.nodes().any(|n| graph.node(n).op.is_redistribution()) => {
             let annotations = annotations(&graph);
             Ok(Program::Annotated(Box::new((unplaced(&graph), annotations))))
@@ -423,21 +439,34 @@ fn annotated(logical: &Graph, annotations: &Annotations) -> Graph {
     graph
 }
 
-/// Takes a program to a stage, at most to the placed one, and gives what the search says if there was one; a failure if the
-/// program is past that stage already, an error if it does not compile.
+/// A program at some stage; what the search says, if there was one, and what the plan demands, if that is known.
+struct Staged {
+    graph: Graph,
+    report: Option<SearchReport>,
+    obligations: Option<Obligations>,
+}
+
+impl From<Graph> for Staged {
+    fn from(graph: Graph) -> Self {
+        Staged { graph, report: None, obligations: None }
+    }
+}
+
+/// Takes a program to a stage, at most to the placed one; a failure if the program is past that stage already, an error if it
+/// does not compile.
 fn advance(
     program: Program,
     to: Stage,
     (mesh, plan): (&Mesh, &Plan),
     options: &CompileOptions,
-) -> Outcome<Result<(Graph, Option<SearchReport>), Error>> {
+) -> Outcome<Result<Staged, Error>> {
     let too_late =
         |stage: &str| Failure::new(format!("the graph in the file is already {stage}: choose a later --stage"));
     let (logical, annotations) = match program {
-        Program::Captured(graph) if to == Stage::Captured => return Ok(Ok((graph, None))),
+        Program::Captured(graph) if to == Stage::Captured => return Ok(Ok(graph.into())),
         Program::Captured(graph) => {
             if to == Stage::Logical {
-                return Ok(Ok((on_logical(canonicalize(&graph), Annotations::default(), &options.step)?.0, None)));
+                return Ok(Ok(on_logical(canonicalize(&graph), Annotations::default(), &options.step)?.0.into()));
             }
             match parallelize_module(&graph, mesh, plan.clone(), None) {
                 Ok((mut logical, annotations)) => {
@@ -450,10 +479,17 @@ fn advance(
         Program::Annotated(..) if to < Stage::Annotated => return Err(too_late("annotated")),
         Program::Annotated(both) => *both,
         Program::Placed(_) if to < Stage::Placed => return Err(too_late("placed")),
-        Program::Placed(graph) => return Ok(Ok((graph, None))),
+        Program::Placed(both) => {
+            let (graph, obligations) = *both;
+            return Ok(Ok(Staged { obligations, ..graph.into() }));
+        }
     };
     Ok(match to {
-        Stage::Annotated => Ok((annotated(&logical, &annotations), None)),
-        _ => place(&logical, &annotations, options).map(|p| (p.placed, Some(p.report))),
+        Stage::Annotated => Ok(annotated(&logical, &annotations).into()),
+        _ => place(&logical, &annotations, options).map(|p| Staged {
+            graph: p.placed,
+            report: Some(p.report),
+            obligations: Some(p.obligations),
+        }),
     })
 }

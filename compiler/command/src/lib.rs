@@ -16,6 +16,7 @@
 //! | a page that shows what the compiler made of a program | [`mod@view`] |
 //! | the step whose cost these four commands predict; tables as text | [`predicted`]; `columns` |
 //! | options that are given once for two plans, or once for each | `compared` |
+//! | checking a stored program; graphs in files | [`verify`], `graph_file` |
 //! | a forward pass from files to a file | [`run`](mod@run) |
 //! | training steps, and texts to train on | [`train`] |
 //! | text generation from prompts | [`generate`] |
@@ -38,6 +39,7 @@ pub mod dump_ir;
 pub mod files;
 pub mod generate;
 pub mod given;
+mod graph_file;
 pub mod launch;
 mod messages;
 pub mod notes;
@@ -52,6 +54,7 @@ pub mod subject;
 pub mod tokenizer;
 pub mod trace;
 pub mod train;
+pub mod verify;
 pub mod view;
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -94,6 +97,7 @@ enum Command {
     Costs(costs::Costs),
     Diff(diff::Diff),
     View(view::View),
+    Verify(verify::Verify),
     Run(run::Run),
     Train(Box<train::Train>),
     Generate(generate::Generate),
@@ -258,6 +262,7 @@ fn execute(
         | Command::Costs(_)
         | Command::Diff(_)
         | Command::View(_)
+        | Command::Verify(_)
         | Command::Calibrate(_)
         | Command::Launch(_)
         | Command::Tokenizer(_) => None,
@@ -273,6 +278,7 @@ fn execute(
         Command::Costs(arguments) => arguments.execute(given, terminal),
         Command::Diff(arguments) => arguments.execute(given, terminal),
         Command::View(arguments) => arguments.execute(given, terminal),
+        Command::Verify(arguments) => arguments.execute(terminal),
         Command::Run(arguments) => arguments.execute(given, terminal),
         Command::Train(arguments) => arguments.execute(given, terminal),
         Command::Generate(arguments) => arguments.execute(given, terminal),

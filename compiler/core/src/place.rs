@@ -15,6 +15,7 @@ use std::collections::HashSet;
 use tpc_ir::size::addressable;
 use tpc_ir::{Graph, InputId};
 use tpc_passes::check::check;
+use tpc_passes::check::obligations::Obligations;
 use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::SearchReport;
 use tpc_passes::lower::{lower_rank, schedule};
@@ -32,6 +33,8 @@ pub struct Placed {
     pub propagated: Graph,
     /// The optimized SPMD program.
     pub placed: Graph,
+    /// What the plan obliges the optimized program to, which meets it.
+    pub obligations: Obligations,
     /// The report of the search.
     pub report: SearchReport,
 }
@@ -139,7 +142,9 @@ fn place_for(logical: &Graph, annotations: &Annotations, options: &CompileOption
     let gathered: HashSet<&InputId> = annotations.gathered.keys().chain(regathered).collect();
     let placed = reshard_after_forward(&optimized, &gathered);
     check(&placed)?;
-    denotes(&placed, logical)?;
+    let same = denotes(&placed, logical)?;
+    let obligations = Obligations::of(logical, annotations).with_values(&placed, logical, annotations, &same);
+    obligations.check(&placed)?;
     addressable(&placed)?;
-    Ok(Placed { propagated, placed, report })
+    Ok(Placed { propagated, placed, obligations, report })
 }

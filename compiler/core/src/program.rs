@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use tpc_ir::program::{InputBinding, RankProgram};
 use tpc_ir::size::addressable;
 use tpc_ir::{Graph, InputId, InputKind, Mesh, OutputKind};
+use tpc_passes::check::obligations::Obligations;
 use tpc_passes::check::well_formed;
 use tpc_passes::egraph::{SearchOptions, SearchReport};
 use tpc_passes::kept::place_kept;
@@ -87,6 +88,8 @@ pub struct Stages {
     pub propagated: Graph,
     /// The optimized SPMD program.
     pub placed: Graph,
+    /// What the plan obliges the optimized program to, which meets it.
+    pub obligations: Obligations,
     /// The report of the search.
     pub report: SearchReport,
     /// The scheduled program of each rank.
@@ -112,11 +115,11 @@ pub(crate) fn compile_graph_beside(
     options: &CompileOptions,
     beside: &Beside<'_>,
 ) -> Result<Stages, Error> {
-    let Planned { captured, logical, annotations, placed: Placed { propagated, placed, report } } =
+    let Planned { captured, logical, annotations, placed: Placed { propagated, placed, obligations, report } } =
         plan_graph(captured, mesh, plan, options, beside)?;
     let ranks = lower_sharing_inputs(&placed, &options.target, &options.lower, &beside.programs)?;
     beside.check(&ranks)?;
-    Ok(Stages { captured, logical, annotations, propagated, placed, report, ranks })
+    Ok(Stages { captured, logical, annotations, propagated, placed, obligations, report, ranks })
 }
 
 /// The stages of a program that all ranks have in common.

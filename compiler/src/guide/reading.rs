@@ -147,6 +147,16 @@
 //! `model.layers.{78..1}`. A layer that differs, often the first or the last one, is printed separately. The folded
 //! text is the whole program: `tpc dump-ir FILE.tpc` parses it.
 //!
+//! # Checking a program
+//!
+//! The compiler checks every program that it places: each rank must compute what the types say, and the plan must hold.
+//! `tpc dump-ir … --store program.json` writes a placed program together with what its plan demands of it: where inputs
+//! and results lie, and the layouts inside that the search has kept. `tpc verify program.json` checks such a file, also
+//! one that another program has changed. It does not use the code that places values, but what each operation means. It
+//! says how much it has checked; otherwise it lists the first faults, each with its line, module and types and with what
+//! the operands imply, and the exit code is 1. `tpc verify FILE.tpc` checks the text form, which says nothing of the plan.
+//! That the program computes the model is another proof, which needs the model.
+//!
 //! # The explanation of a step
 //!
 //! [`explain`](crate::CompiledTrainer::explain) gives a summary in a dozen lines: each kind of collective with its

@@ -1,7 +1,7 @@
 //! What repeats is searched once. A program of many layers is shortened to a few ([`tpc_ir::block`]), the short program is
 //! searched, and its middle layers, which came out alike, are repeated as often as before.
 //!
-//! The long program is only taken if both proofs hold of it: every placement follows from the factor table ([`check`]), and
+//! The long program is only taken if both proofs hold of it: its ranks compute what its types say ([`check`]), and
 //! it denotes the program that came in ([`denotes`]). Otherwise the whole program is searched. So what is here does not
 //! have to be right about every model, only about most.
 //!

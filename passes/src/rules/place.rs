@@ -1,5 +1,6 @@
 //! The placement of the result of an operation, given those of its operands. This is the only code that decides it;
-//! propagation, the analysis of the e-graph, the checker and lowering all use it.
+//! propagation, the analysis of the e-graph, the planner and lowering all use it. The checker
+//! ([`check`](mod@crate::check)) does not.
 
 use super::{FactorKind, Rule};
 use tpc_ir::{AxisId, AxisSet, Op, Partial, ReduceOp, Sharding, Type};
