@@ -5,7 +5,7 @@
 //! After: the cheapest program that was found, which never costs more than the one that came in.
 
 use crate::egraph::{SearchOptions, SearchReport, optimize as rewrite};
-use crate::planner::{Aim, PlacementSource, plan};
+use crate::planner::{Aim, PlacementSource, plan, seconds};
 use crate::targets::Target;
 use tpc_ir::Graph;
 
@@ -14,8 +14,12 @@ pub fn optimize(graph: &Graph, target: &Target, options: &SearchOptions, aim: Ai
     if options.placements == PlacementSource::Given {
         return rewrite(graph, target, options);
     }
-    let (planned, planner) = plan(graph, target, aim);
+    let (planned, mut planner) = plan(graph, target, aim);
     let (optimized, mut report) = rewrite(planned.as_ref().unwrap_or(graph), target, options);
+    if aim == Aim::AsGiven {
+        // What the rules gain counts as well when the planner is asked how much cheaper other placements are.
+        planner.cost = seconds(&optimized, target);
+    }
     report.planner = Some(planner);
     (optimized, report)
 }

@@ -1,5 +1,5 @@
-//! PlacementSource that the planner chooses: what they gain over those that follow from a plan, how far from the best they can
-//! be, the limit on memory, and that they compute what the model computes.
+//! Placements that the planner chooses: what they gain over those that follow from a plan, how far from the best they can
+//! be, the limit on memory, plans that the planner completes, and that all of them compute what the model computes.
 
 use serde_json::json;
 use std::collections::HashMap;
@@ -8,14 +8,17 @@ use tpc_compiler::budget::BudgetError;
 use tpc_compiler::error::Error;
 use tpc_compiler::import::import;
 use tpc_compiler::models::{ModelConfig, presets};
+use tpc_compiler::plans::complete;
 use tpc_compiler::pretrained::{TokenBatch, capture_step, names};
-use tpc_compiler::program::{CompileOptions, Placed, place};
+use tpc_compiler::program::{CompileOptions, Placed, compile_graph, place};
+use tpc_ir::program::RankProgram;
 use tpc_ir::{Graph, Op, OutputKind, text};
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::lower::{LowerOptions, lower_rank, schedule};
 use tpc_passes::planner::{PlacementSource, PlannerReport};
-use tpc_passes::styles::{ColwiseParallel, Plan, parallelize_module};
-use tpc_passes::targets::Target;
+use tpc_passes::simulate::simulate;
+use tpc_passes::styles::{ColwiseParallel, Plan, parallelize_module, placements_json};
+use tpc_passes::targets::{Link, Target};
 use tpc_tests::captured::rename;
 use tpc_tests::command::tpc;
 use tpc_tests::golden::{MODELS, step};
@@ -61,8 +64,14 @@ impl Step {
     fn planned(&self, plan: &Plan, on: &str, target: &Target) -> (Placed, PlannerReport) {
         let placed = self.place(plan, on, target, planned(None)).unwrap();
         let report = placed.report.planner.clone().unwrap();
-        assert!(placed.report.after <= report.after && report.after <= report.before, "{report:?}");
+        assert!(placed.report.after <= placed.report.before, "{report:?}");
         (placed, report)
+    }
+
+    /// A plan that the planner completes.
+    fn complete(&self, plan: &Plan, on: &str, target: &Target, memory: Option<usize>) -> Plan {
+        let options = CompileOptions { search: planned(memory), ..CompileOptions::new(target.clone()) };
+        complete(&self.0, &mesh(on), plan, &options).unwrap()
     }
 }
 
@@ -70,10 +79,19 @@ fn planned(memory: Option<usize>) -> SearchOptions {
     SearchOptions { placements: PlacementSource::Planned { memory }, ..SearchOptions::default() }
 }
 
+fn first_rank(placed: &Placed, target: &Target) -> RankProgram {
+    let schedule = schedule(&placed.placed, target, &LowerOptions::default());
+    lower_rank(&placed.placed, &schedule, 0).unwrap()
+}
+
 /// Bytes that the first rank needs.
 fn size(placed: &Placed, target: &Target) -> usize {
-    let schedule = schedule(&placed.placed, target, &LowerOptions::default());
-    lower_rank(&placed.placed, &schedule, 0).unwrap().arena_bytes
+    first_rank(placed, target).arena_bytes
+}
+
+/// Seconds that the first rank takes for a step, as the simulation predicts.
+fn time(placed: &Placed, target: &Target) -> f64 {
+    simulate(&first_rank(placed, target), target).seconds
 }
 
 /// The plan `tp` says that the residual stream is replicated. The planner cuts it wherever that pays: its program never
@@ -90,9 +108,9 @@ fn sequence_parallelism_is_found_from_tp() {
     for (name, step, ranks) in &cases {
         for target in [Target::cpu(), Target::h100_node()] {
             let on = format!("tp={ranks}");
-            let seconds = ["tp", "tp-sp"].map(|name| step.given(&plan(name), &on, target).report.after);
+            let seconds = ["tp", "tp-sp"].map(|name| time(&step.given(&plan(name), &on, target), target));
             let (placed, report) = step.planned(&plan("tp"), &on, target);
-            let found = placed.report.after;
+            let found = time(&placed, target);
             assert!(found <= seconds[1], "{name} on {}: {found} instead of {}", target.name, seconds[1]);
             let gap = report.gap().unwrap();
             assert!(gap <= 1e-3, "{name} on {}: a gap of {gap}", target.name);
@@ -120,9 +138,9 @@ fn partial_plans_are_completed() {
     let llama = Step::preset("llama");
     for (what, gain) in [("layers.*.feed_forward.w1", 0.3), ("output", 0.4)] {
         let partial = Plan::new().with(what, ColwiseParallel::default());
-        let given = llama.given(&partial, "tp=2", Target::cpu()).report.after;
+        let given = time(&llama.given(&partial, "tp=2", Target::cpu()), Target::cpu());
         let (placed, report) = llama.planned(&partial, "tp=2", Target::cpu());
-        let found = placed.report.after;
+        let found = time(&placed, Target::cpu());
         assert!(found <= given * (1.0 - gain), "{what}: {found} instead of {given}");
         assert!(report.gap().unwrap() <= 0.01, "{what}: {report:?}");
     }
@@ -144,12 +162,12 @@ fn every_plan_has_a_small_gap() {
         ("tp-fsdp", "dp=2,tp=2"),
         ("tp-sp-fsdp", "dp=2,tp=2"),
     ] {
-        let given = llama.given(&plan(name), on, Target::cpu()).report.after;
+        let given = time(&llama.given(&plan(name), on, Target::cpu()), Target::cpu());
         let (placed, report) = llama.planned(&plan(name), on, Target::cpu());
-        let (found, gap) = (placed.report.after, report.gap().unwrap());
+        let (found, gap) = (time(&placed, Target::cpu()), report.gap().unwrap());
         assert!(gap <= 0.01, "{name}: a gap of {gap}");
-        // The planner keeps every value at one placement, which costs little against any number of placements.
-        assert!(found <= given * 1.002, "{name}: {found} instead of {given}");
+        // The program that follows from the plan is a candidate, once its layers are placed alike.
+        assert!(found <= given * 1.001, "{name}: {found} instead of {given}");
         writeln!(table, "{name} on {on}: {given:.6} s, planned {found:.6} s").unwrap();
     }
     insta::assert_snapshot!("plans", table);
@@ -167,7 +185,7 @@ fn memory_is_a_limit() {
     let limited = step.place(&tp, on, target, planned(Some(limit))).unwrap();
     let bytes = size(&limited, target);
     assert!(bytes <= limit, "{bytes} bytes where {limit} are allowed");
-    assert!(limited.report.after >= free.report.after * (1.0 - 1e-3), "less memory takes no less time");
+    assert!(time(&limited, target) >= time(&free, target) * (1.0 - 1e-3), "less memory takes no less time");
     let Err(Error::Budget(error)) = step.place(&tp, on, target, planned(Some(1 << 30))).map(|_| ()) else {
         panic!("a gibibyte does not hold the parameters")
     };
@@ -216,6 +234,91 @@ fn small_programs_equal_the_unsharded_ones() {
     let feed = inputs(&small.captured, 8, &constants);
     let run = executed_programs(&small.placed, small.ranks, &feed);
     assert_eq!(wrong(&small.placed, &reference(&small.captured, &feed), &run, 1e-4), Vec::<String>::new());
+}
+
+/// Without a plan, the planner finds one that a step of no built-in plan beats by more than a hundredth, and writes it down.
+#[test]
+fn plans_are_found() {
+    let mut table = String::new();
+    let cases = [
+        (
+            "llama",
+            Step::preset("llama"),
+            "x=2",
+            vec![("tp", "tp=2"), ("tp-sp", "tp=2"), ("ddp", "dp=2"), ("fsdp", "dp=2")],
+        ),
+        ("gpt", Step::preset("gpt"), "x=2,y=2", vec![("tp-ddp", "dp=2,tp=2"), ("tp-sp-zero1", "dp=2,tp=2")]),
+        (
+            "70B, 2 layers, 8 × 8192",
+            Step::wide(2, TokenBatch::new(8, 8192)),
+            "x=8",
+            vec![("tp", "tp=8"), ("tp-sp", "tp=8"), ("ddp", "dp=8"), ("fsdp", "dp=8")],
+        ),
+    ];
+    for (name, step, on, plans) in &cases {
+        for target in [Target::cpu(), Target::h100_node()] {
+            let found = step.complete(&Plan::new(), on, target, None);
+            let seconds = time(&step.planned(&found, on, target).0, target);
+            for (of, mesh) in plans {
+                let given = time(&step.given(&plan(of), mesh, target), target);
+                assert!(seconds <= given * 1.01, "{name} on {}: {seconds} instead of {given} with {of}", target.name);
+            }
+            let written = placements_json(&found.storage);
+            writeln!(table, "{name} on {on} of {}: {:.3} ms\n{written:#}", target.name, seconds * 1e3).unwrap();
+            // What is written is read back.
+            let read = Plan::from_json(&json!({ "placements": written }).to_string()).unwrap();
+            assert_eq!(placements_json(&read.storage), written);
+        }
+    }
+    insta::assert_snapshot!("found", table);
+}
+
+/// What a plan says is kept when the planner completes it, and a limit on memory shards more.
+#[test]
+fn what_a_plan_says_is_kept() {
+    let step = Step::wide(2, TokenBatch::new(8, 8192));
+    let target = Target::h100_node();
+    let styled = Plan::new().with("model.layers.*.mlp.gate_proj", ColwiseParallel::default());
+    let found = step.complete(&styled, "tp=8", target, None);
+    assert_eq!(found.styles.len(), 1);
+    let (placed, _) = step.planned(&found, "tp=8", target);
+    let styled = placed
+        .placed
+        .inputs()
+        .filter(|(_, id)| id.parameter().is_some_and(|path| path.to_string().ends_with("gate_proj.weight")));
+    let dims: Vec<_> = styled.map(|(node, _)| placed.placed.node(node).types[0].sharding.dims.clone()).collect();
+    assert!(dims.len() == 2 && dims.iter().all(|dims| dims[0].is_empty() && dims[1].len() == 1), "{dims:?}");
+    let free = step.complete(&Plan::new(), "x=8", target, None);
+    let most = size(&step.planned(&free, "x=8", target).0, target);
+    let limit = most * 9 / 10;
+    let small = step.complete(&Plan::new(), "x=8", target, Some(limit));
+    let limited = step.place(&small, "x=8", target, planned(Some(limit))).unwrap();
+    assert!(size(&limited, target) <= limit);
+}
+
+/// Completed plans of every model give the unsharded results on ranks.
+#[test]
+fn completed_plans_equal_the_unsharded_programs() {
+    let mut cut = 0;
+    for model in MODELS {
+        for (i, on) in ["x=2", "x=3", "x=2,y=2"].into_iter().enumerate() {
+            // Models are so small that cutting them pays only where sending costs nothing.
+            let mut target = [Target::cpu(), Target::h100_node()][i % 2].clone();
+            target.links.default = Link { latency: 1e-12, bandwidth: 1e15 };
+            target.links.node = None;
+            let mut options = CompileOptions::new(target);
+            let (whole, constants) = (model.compile)("none", on, &options);
+            options.search = planned(None);
+            let found = complete(&whole.captured, &mesh(on), &Plan::new(), &options).unwrap();
+            cut += found.storage.len();
+            let stages = compile_graph(whole.captured, &mesh(on), &found, &options).unwrap();
+            let feed = inputs(&stages.captured, 8, &constants);
+            let run = executed_programs(&stages.placed, stages.ranks, &feed);
+            let what = wrong(&stages.placed, &reference(&stages.captured, &feed), &run, 1e-4);
+            assert_eq!(what, Vec::<String>::new(), "{} on {on}", model.name);
+        }
+    }
+    assert!(cut >= 20, "only {cut} inputs are cut");
 }
 
 /// The text of a program that the planner placed.

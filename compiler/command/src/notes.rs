@@ -17,7 +17,7 @@ use tpc_passes::targets::Target;
 impl Placement {
     /// Notes a mesh without a plan, a plan without a mesh, and rules that are on or off anyway.
     pub(crate) fn note(&self, mesh: &Mesh, plan: &Plan, target: &Target, terminal: &mut Terminal) {
-        let no_plan = plan.styles.is_empty() && plan.data.is_none();
+        let no_plan = plan.styles.is_empty() && plan.data.is_none() && plan.storage.is_empty();
         if no_plan && mesh.ranks() > 1 {
             terminal.note(format!(
                 "--mesh {} without a plan: each of the {} ranks computes the whole model; --plan distributes the work",
@@ -83,7 +83,7 @@ fn note_planner(report: &PlannerReport, terminal: &mut Terminal) {
     let PlannerReport { before, after, .. } = report;
     let gained = match report.taken {
         true => format!("placements planned: {} instead of {} by the cost model", seconds(*after), seconds(*before)),
-        false => "the planner found no cheaper placements by the cost model".into(),
+        false => "the placements that follow from the plan stay: the planner found none that take less time".into(),
     };
     terminal.note(match report.gap() {
         // A bound is rounded up.

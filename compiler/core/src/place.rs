@@ -119,11 +119,20 @@ fn place_planned(
         Ok((found, taken))
     };
     let best = fastest(options, memory, find(Aim::AsGiven)?, |weights| find(Aim::Apart(weights)))?;
-    let Aim::Apart(weights) = best.aim else { return Ok(best.placed) };
+    let weights = match best.aim {
+        Aim::Apart(weights) => weights,
+        _ => Weights::TIME,
+    };
     let complete = candidate(logical, annotations, options, Aim::Together(weights))?;
     let fits = memory.is_none_or(|limit| complete.taken.bytes <= limit);
-    let is_better = fits && complete.taken.seconds <= best.taken.seconds;
-    Ok(if is_better { complete.placed } else { best.placed })
+    if fits && complete.taken.seconds <= best.taken.seconds {
+        return Ok(complete.placed);
+    }
+    let mut placed = best.placed;
+    if let (Some(report), Some(complete)) = (&mut placed.report.planner, complete.placed.report.planner) {
+        report.bound = complete.bound;
+    }
+    Ok(placed)
 }
 
 /// Places a program for one aim of the planner.

@@ -1,14 +1,14 @@
 //! What an operation, a move from one placement to another, and keeping a value cost.
 
 use super::kernels::Kernels;
-use super::logical::{Logical, OperationId, ValueId};
+use super::logical::{Goal, Logical, OperationId, ValueId};
 use crate::cost::{Company, Gradients, seconds_in};
 use crate::redistribute::steps;
 use crate::rules::place_redistribution;
 use crate::targets::Target;
 use rustc_hash::FxHashMap;
 use std::cell::RefCell;
-use tpc_ir::{Mesh, Op, Sharding, Type};
+use tpc_ir::{Mesh, Op, OutputKind, Sharding, Type};
 
 /// Added to every step of a move: of programs that cost the same, the one with fewer redistributions is taken.
 const STEP: f64 = 1e-12;
@@ -77,6 +77,23 @@ impl<'a> Costs<'a> {
         passes + self.moved(ty, from, to, self.logical.values[value].role)
     }
 
+    /// Bringing a value to where an output of the program wants it.
+    pub fn output(&self, ty: &Type, from: &Sharding, goal: &Goal, role: Role) -> f64 {
+        let copied = if goal.is_update { self.copied(ty, from, &goal.at) } else { 0.0 };
+        self.moved(ty, from, &goal.at, role) + copied
+    }
+
+    /// Bringing a value to where the input is stored that it replaces.
+    pub fn replaced(&self, value: ValueId, from: &Sharding, to: &Sharding) -> f64 {
+        self.brought(value, from, to) + self.copied(self.logical.ty(value), from, to)
+    }
+
+    /// What computes a value writes it over the input that it replaces. A collective cannot, so its result is copied there.
+    fn copied(&self, ty: &Type, from: &Sharding, to: &Sharding) -> f64 {
+        let bytes = ty.placed(to.clone()).max_local_bytes(self.mesh()) as f64;
+        if from == to { 0.0 } else { 2.0 * bytes / self.target.device.memory }
+    }
+
     /// The whole placed program, nothing overlapped.
     pub fn program(&self) -> f64 {
         let graph = self.logical.graph;
@@ -93,7 +110,14 @@ impl<'a> Costs<'a> {
             seconds_in(company, self.target, &n.op, &[from], to, self.mesh())
                 + self.kernels.passes(self.target, maker, result, [from, to], self.mesh())
         });
-        operations.sum::<f64>() + moves.sum::<f64>()
+        let copies = graph.outputs.iter().filter(|output| {
+            matches!(output.kind, OutputKind::Update(_)) && graph.op(output.value).is_redistribution()
+        });
+        let copies = copies.map(|output| {
+            let from = graph.ty(graph.operands(output.value.node)[0]);
+            self.copied(from, &from.sharding, &graph.ty(output.value).sharding)
+        });
+        operations.sum::<f64>() + moves.sum::<f64>() + copies.sum::<f64>()
     }
 
     /// Keeping a value of a type from the forward to the backward pass.

@@ -11,7 +11,7 @@ use petgraph::graph::NodeIndex;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeSet, HashSet};
 use tpc_ir::block::Lines;
-use tpc_ir::{Graph, InputId, MapFn, Op, Output, Phase, Sharding, Type, Value};
+use tpc_ir::{Graph, InputId, MapFn, Op, Output, OutputKind, Phase, Sharding, Type, Value};
 
 /// Index of a logical value.
 pub type ValueId = usize;
@@ -34,6 +34,15 @@ pub struct Operation {
     pub like: OperationId,
 }
 
+/// What an output of the program wants of a value.
+#[derive(Clone, Debug)]
+pub struct Goal {
+    /// Where it wants the value.
+    pub at: Sharding,
+    /// Whether the value replaces an input.
+    pub is_update: bool,
+}
+
 /// A value, wherever it lies.
 #[derive(Debug)]
 pub struct LogicalValue {
@@ -41,8 +50,8 @@ pub struct LogicalValue {
     pub source: Value,
     /// Where the placed graph has it: where it is computed, and where redistributions bring it.
     pub versions: Vec<Sharding>,
-    /// Where outputs of the program want it.
-    pub outputs: Vec<Sharding>,
+    /// The outputs of the program that it is.
+    pub outputs: Vec<Goal>,
     /// What it is in a step. A gradient is what the forward or backward pass computes and only the optimizer reads.
     pub role: Role,
     /// Whether the forward pass has it, and a later part of the step reads it, too: it is kept in between.
@@ -53,6 +62,13 @@ pub struct LogicalValue {
     pub free: bool,
     /// The inputs of which it is the next value, if these may be stored anywhere.
     pub updates: Vec<ValueId>,
+}
+
+impl LogicalValue {
+    /// Whether it replaces an input.
+    pub fn is_update(&self) -> bool {
+        !self.updates.is_empty() || self.outputs.iter().any(|goal| goal.is_update)
+    }
 }
 
 /// The operations and values of a placed graph without its redistributions.
@@ -121,7 +137,8 @@ impl<'a> Logical<'a> {
         for output in &graph.outputs {
             let value = of[&output.value];
             logical.outputs.push(value);
-            values[value].outputs.push(graph.ty(output.value).sharding.clone());
+            let at = graph.ty(output.value).sharding.clone();
+            values[value].outputs.push(Goal { at, is_update: matches!(output.kind, OutputKind::Update(_)) });
         }
         logical.values = values;
         logical.find_readers();
@@ -141,11 +158,13 @@ impl<'a> Logical<'a> {
             }
         }
         for (output, &value) in self.graph.outputs.iter().zip(&self.outputs) {
-            let updated = output.kind.trained().and_then(|(id, _)| free.get(&id));
+            let updated = match &output.kind {
+                OutputKind::Update(id) => free.get(id),
+                _ => None,
+            };
             let Some(&input) = updated else { continue };
-            let sharding = &self.graph.ty(output.value).sharding;
-            let outputs = &mut self.values[value].outputs;
-            outputs.swap_remove(outputs.iter().position(|at| at == sharding).expect("the value is the output"));
+            let goals = &mut self.values[value].outputs;
+            goals.swap_remove(goals.iter().position(|goal| goal.is_update).expect("the value is an update"));
             self.values[value].updates.push(input);
         }
         free.into_values().for_each(|v| self.values[v].free = true);
@@ -240,8 +259,22 @@ impl<'a> Logical<'a> {
                         && self.has_shapes_of(this, model)
                     {
                         self.operations[this].like = model;
+                        self.liken_inputs(this, model);
                     }
                 }
+            }
+        }
+    }
+
+    /// Stores the inputs that an operation reads like those of the operation that it is placed like.
+    fn liken_inputs(&mut self, this: OperationId, model: OperationId) {
+        for (i, &model) in self.operations[model].operands.clone().iter().enumerate() {
+            let this = self.operations[this].operands[i];
+            let ([a, b], types) = ([this, model].map(|v| self.makers[v].0), [this, model].map(|v| self.ty(v)));
+            let is_input = |o: OperationId| self.operations[o].operands.is_empty() && self.operations[o].rule.is_none();
+            let (is_free, is_model) = (self.operations[a].like == a, self.operations[b].like == b);
+            if is_input(a) && is_input(b) && is_free && is_model && types[0] == types[1] {
+                self.operations[a].like = b;
             }
         }
     }

@@ -124,18 +124,21 @@ pub struct PlannerReport {
     pub after: f64,
     /// What was planned, in order.
     pub steps: Vec<AxesReport>,
-    /// Whether the last step planned along all axes together, so that its bound is one on every choice of placements.
-    pub complete: bool,
-    /// Whether the solution was taken: it costs less than the program before, and both proofs hold of it.
+    /// What the program costs, in seconds, as the [`Weights`] count them.
+    pub cost: f64,
+    /// No placements cost less, counted in the same way; unknown with more axes than are planned together.
+    pub bound: Option<f64>,
+    /// Whether the program has the placements that the planner found. Otherwise they cost more than those of the program
+    /// before, or a simulation says that they take longer.
     pub taken: bool,
     /// The parameters that the program does not keep gathered from the forward to the backward pass.
     pub regathered: Vec<InputId>,
 }
 
 impl PlannerReport {
-    /// The share of the cost by which other placements could be cheaper; unknown with more axes than are planned together.
+    /// The share of the cost by which other placements could be cheaper.
     pub fn gap(&self) -> Option<f64> {
-        self.complete.then(|| self.steps.last().map_or(0.0, AxesReport::gap))
+        Some(if self.cost > 0.0 { ((self.cost - self.bound?) / self.cost).max(0.0) } else { 0.0 })
     }
 }
 
@@ -149,14 +152,14 @@ pub fn plan(graph: &Graph, target: &Target, aim: Aim) -> (Option<Graph>, Planner
     let logical = Logical::of(graph);
     let costs = Costs::new(target, &logical, weights);
     let before = costs.program();
-    let mut report = PlannerReport { before, after: before, ..PlannerReport::default() };
+    let mut report = PlannerReport { before, after: before, cost: before, ..PlannerReport::default() };
     let choice = chosen(&logical, &costs, rounds, matches!(aim, Aim::Together(_)), &mut report);
     if let Some(mut planned) = emit(&logical, &choice) {
         explain(&mut planned);
         let after = seconds(&planned, target);
         let may_cost_more = aim == Aim::AsGiven || weights != Weights::TIME;
         if (after < before || may_cost_more) && check(&planned).is_ok() && denotes(&planned, graph).is_ok() {
-            (report.after, report.taken) = (after, true);
+            (report.after, report.taken) = (after, aim != Aim::AsGiven);
             report.regathered = regathered(&logical, &choice);
             return (Some(planned), report);
         }
@@ -214,7 +217,10 @@ fn chosen(logical: &Logical, costs: &Costs, rounds: usize, together: bool, repor
             step(&[major, minor], effort);
         }
     }
-    report.complete = rounds > 0 && axes.len() <= if together { TOGETHER } else { 1 };
+    if let Some(last) = report.steps.last() {
+        report.cost = last.seconds;
+        report.bound = (axes.len() <= if together { TOGETHER } else { 1 }).then_some(last.bound);
+    }
     choice
 }
 

@@ -109,7 +109,7 @@ impl Space {
                 if value.free || value.saved && stored != Some(at) {
                     *cost += costs.saved(&ty.placed(at.clone()));
                 }
-                *cost += value.outputs.iter().map(|to| costs.moved(ty, at, to, value.role)).sum::<f64>();
+                *cost += value.outputs.iter().map(|goal| costs.output(ty, at, goal, value.role)).sum::<f64>();
             }
         }
     }
@@ -161,7 +161,7 @@ impl Space {
                     continue;
                 };
                 if next != now {
-                    self.network.add(*next, *now, |a, b| costs.brought(like, &from[a], &to[b]));
+                    self.network.add(*next, *now, |a, b| costs.replaced(like, &from[a], &to[b]));
                 }
             }
         }
@@ -175,6 +175,9 @@ impl Space {
                 count
                     * match slot {
                         Slot::Operand(i) => costs.brought(v, &kept[at], &placed.operands[i]),
+                        Slot::Result(i) if logical.values[v].is_update() => {
+                            costs.replaced(v, &placed.results[i], &kept[at])
+                        }
                         Slot::Result(i) => costs.brought(v, &placed.results[i], &kept[at]),
                     }
             };

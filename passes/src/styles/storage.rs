@@ -119,7 +119,14 @@ pub fn listed(graph: &Graph, placements: &HashMap<InputId, Sharding>) -> Vec<Sto
         let axes = |range: &std::ops::Range<usize>| at.dims.get(range.start).filter(|_| !range.is_empty());
         ranges.iter().map(|range| axes(range).map_or(Vec::new(), |axes| names(&graph.mesh, axes))).collect::<Vec<_>>()
     };
-    let all: Vec<(&InputId, Vec<Vec<String>>)> = graph.inputs().map(|(node, id)| (id, stored(id, node))).collect();
+    let mut all: Vec<(&InputId, Vec<Vec<String>>)> = graph.inputs().map(|(node, id)| (id, stored(id, node))).collect();
+    // The states of a parameter are stored like the first of them with as many dimensions.
+    let mut first: HashMap<(&ModulePath, usize), Vec<Vec<String>>> = HashMap::new();
+    for (id, dims) in &mut all {
+        if let InputId::State { owner, .. } = id {
+            dims.clone_from(first.entry((owner, dims.len())).or_insert_with(|| dims.clone()));
+        }
+    }
     let is_cut = |dims: &[Vec<String>]| dims.iter().any(|axes| !axes.is_empty());
     let mut entries: Vec<StoragePlan> = Vec::new();
     for (id, dims) in all.iter().filter(|(id, dims)| placements.contains_key(id) && is_cut(dims)) {

@@ -119,7 +119,7 @@ fn planned(report: &PlannerReport, mesh: &Mesh) -> Planned {
         after: report.after,
         taken: report.taken,
         gap: report.gap(),
-        bound: report.steps.last().filter(|_| report.complete).map(|step| step.bound),
+        bound: report.bound,
         steps: report.steps.iter().map(step).collect(),
     }
 }
