@@ -298,6 +298,8 @@ fn the_schema_of_plan_files_is_what_the_parser_accepts() {
     let json = |text: &str| serde_json::from_str::<Json>(text).unwrap();
     assert_eq!(keys(&schema), known(json(r#"{"?": 1}"#), "known are "));
     assert_eq!(keys(&schema["$defs"]["data"]), known(json(r#"{"data": {"mode": "ddp", "?": 1}}"#), "known are "));
+    let placements = known(json(r#"{"placements": {"?": 1}}"#), "known are ");
+    assert_eq!(keys(&schema["properties"]["placements"]), placements);
     let styles = known(json(r#"{"styles": {"a": "?"}}"#), "use ");
     assert_eq!(keys(&schema["$defs"]["style"]), styles);
     let names = schema["$defs"]["name"]["enum"].as_array().unwrap();

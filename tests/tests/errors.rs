@@ -50,6 +50,54 @@ fn refused(plan: Plan, on: &str, expected: &str) {
 }
 
 #[test]
+fn placements_that_do_not_fit() {
+    let plan = |parameters: serde_json::Value| {
+        Plan::from_json(&json!({ "placements": { "parameters": parameters } }).to_string()).unwrap()
+    };
+    refused(
+        plan(json!({ "model.layers.*.self_attn.q.weight": ["tp", null] })),
+        "tp=2",
+        "plan entry `model.layers.*.self_attn.q.weight` of the placements matches no parameter; the nearest are model.layers.0.self_attn.k_proj.weight, model.layers.0.self_attn.o_proj.weight, model.layers.0.self_attn.q_proj.weight",
+    );
+    refused(
+        plan(json!({ "model.norm.weight": ["tp", null] })),
+        "tp=2",
+        "plan entry `model.norm.weight` places 2 dimensions of `model.norm.weight`, which has the shape [8]: name the axes of each, [] for none",
+    );
+    refused(
+        plan(json!({ "lm_head.weight": ["tp", "tp"] })),
+        "tp=2",
+        "plan entry `lm_head.weight` cuts two dimensions over the axis tp: an axis cuts one",
+    );
+    refused(
+        plan(json!({ "lm_head.weight": ["tp", "x"] })),
+        "tp=2",
+        "the plan uses the mesh axis x, which tp=2 does not have",
+    );
+    refused(
+        plan(json!({ "lm_head.weight": ["tp", null] })).with("lm_head", ColwiseParallel::default()),
+        "tp=2",
+        "plan entry `lm_head.weight` places `lm_head.weight`, which another entry or the data mode places differently: remove one",
+    );
+    for (text, expected) in [
+        (
+            r#"{"placements": {"parameters": {"a": "tp"}}}"#,
+            "`a` in the plan must be a list with an axis, a list of axes or null for each dimension, found \"tp\"",
+        ),
+        (
+            r#"{"placements": {"weights": {}}}"#,
+            "the plan has an unknown key `weights` in `placements`: known are parameters, states, data",
+        ),
+        (
+            r#"{"extends": "tpp"}"#,
+            "there is no built-in plan `tpp` and no such file: built in are none, tp, tp-sp, ddp, fsdp, zero1, hsdp, 2d, tp-ddp, tp-sp-ddp, tp-fsdp, tp-sp-fsdp, tp-zero1, tp-sp-zero1, tp-hsdp, tp-sp-hsdp",
+        ),
+    ] {
+        says(Plan::from_json(text).unwrap_err(), expected);
+    }
+}
+
+#[test]
 fn plans_that_do_not_fit_the_model() {
     refused(
         Plan::new().with("model.layers.*.self_atn", PairwiseParallel),

@@ -10,7 +10,7 @@ use tpc_compiler::pretrained::{TokenBatch, capture_forward, capture_step, names}
 use tpc_compiler::program::{CompileOptions, compile_inference, compile_training};
 use tpc_compiler::trainer::Trainer;
 use tpc_passes::targets::Target;
-use tpc_tests::command::tpc;
+use tpc_tests::command::{Scratch, tpc};
 use tpc_tests::training::{adamw, mesh, plan};
 
 fn table(arguments: &str) -> String {
@@ -28,7 +28,7 @@ fn predictions_are_those_of_the_compiled_programs() {
     let rename = |path: &str| known.get(path).cloned().unwrap_or_else(|| path.to_string());
     let options = CompileOptions::for_cpu();
     let batch = TokenBatch::new(4, 16);
-    for Candidate { name, plan, mesh } in candidates(4) {
+    for Candidate { name, plan, mesh, .. } in candidates(4) {
         let capture = capture_step(&config, batch, &adamw()).unwrap();
         let workload = Workload::of_training(&capture, &rename).unwrap();
         let predicted = workload.predict(&mesh, &plan, &options).unwrap();
@@ -143,6 +143,26 @@ fn a_trainer_chooses_the_fastest_plan() {
             (chosen.step(&(x.clone(), y.clone())).unwrap().loss, alone.step(&(x.clone(), y.clone())).unwrap().loss);
         assert!((a - b).abs() < 1e-5 * b.abs().max(1e-3), "{a} and {b}");
     }
+    // A trainer that completes the plan cuts something where sending costs nothing.
+    let mut fast = Target::cpu().clone();
+    fast.links.default = tpc_passes::targets::Link { latency: 1e-12, bandwidth: 1e15 };
+    let found = trainer().mesh([("x", 2)]).unwrap().complete().target(fast.clone());
+    let found = found.compile(&(x.clone(), y.clone()), loss).unwrap();
+    assert!(
+        !found.plan().storage.is_empty()
+            && !found
+                .stages()
+                .placed
+                .inputs()
+                .all(|(node, _)| { found.stages().placed.node(node).types[0].sharding.is_replicated() })
+    );
+    let mut found = found.launch().unwrap();
+    let mut alone = trainer().compile(&(x.clone(), y.clone()), loss).unwrap().launch().unwrap();
+    for _ in 0..3 {
+        let (a, b) =
+            (found.step(&(x.clone(), y.clone())).unwrap().loss, alone.step(&(x.clone(), y.clone())).unwrap().loss);
+        assert!((a - b).abs() < 1e-5 * b.abs().max(1e-3), "{a} and {b}");
+    }
     let mut small = Target::cpu().clone();
     small.device.capacity = 100.0;
     let refused = trainer().auto(2).target(small).compile(&(x, y), loss).map(|_| ()).unwrap_err().to_string();
@@ -173,4 +193,43 @@ fn the_command_chooses_the_fastest_plan() {
     }
     let (code, _, err) = tpc(&["dump-ir", "--preset", "gpt", "--plan", "auto", "--mesh", "tp=2"]);
     assert!(code == 1 && err.contains("--plan auto is for tpc train and tpc bench"), "{err}");
+}
+
+/// `--placements auto` lists what the planner makes of each mesh, never has a slower first row for it, and exports plans that
+/// reproduce their rows.
+#[test]
+fn plans_are_completed_and_exported() {
+    let scratch = Scratch::new("exported");
+    let dir = scratch.path("plans");
+    let of = |more: &[&str]| {
+        let usual = ["plans", "--preset", "gpt", "--train", "--batch", "8", "--seq", "64", "--ranks", "4", "--json"];
+        let (code, out, err) = tpc(&[&usual[..], more].concat());
+        assert_eq!(code, 0, "{err}");
+        serde_json::from_str::<serde_json::Value>(&out).unwrap()
+    };
+    let given = of(&[]);
+    let found = of(&["--placements", "auto", "--export", &dir]);
+    let best = |report: &serde_json::Value| report["plans"][0]["seconds"].as_f64().unwrap();
+    assert!(best(&found) <= best(&given), "{found}");
+    let rows = found["plans"].as_array().unwrap();
+    let open: Vec<usize> = (0..rows.len()).filter(|&i| rows[i]["placements"].is_object()).collect();
+    assert_eq!(open.len(), 2, "on one axis and on two: {found}");
+    for i in [open[0], open[1], (0..rows.len()).find(|i| !open.contains(i)).unwrap()] {
+        let axes: Vec<(String, u64)> = rows[i]["mesh"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(name, size)| (name.clone(), size.as_u64().unwrap()))
+            .collect();
+        let name: String = axes.iter().map(|(name, size)| format!("-{name}{size}")).collect();
+        let file = format!("{dir}/{:02}-{}{name}.json", i + 1, rows[i]["plan"].as_str().unwrap());
+        let mesh = axes.iter().map(|(name, size)| format!("{name}={size}")).collect::<Vec<_>>().join(",");
+        let usual = ["costs", "--preset", "gpt", "--train", "--batch", "8", "--seq", "64", "--json"];
+        let more = ["--plan", &file, "--mesh", &mesh, "--placements", "planned"];
+        let (code, out, err) = tpc(&[&usual[..], &more[..]].concat());
+        assert_eq!(code, 0, "{err}");
+        let costs: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(costs["seconds"], rows[i]["seconds"], "{file}");
+        assert_eq!(costs["arena_bytes"], rows[i]["arena_bytes"], "{file}");
+    }
 }

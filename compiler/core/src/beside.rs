@@ -116,6 +116,11 @@ fn leave_out(plan: &mut Plan, error: &StyleError) -> bool {
         | StyleError::Nothing { path, .. }
         | StyleError::Absent { path, .. }
         | StyleError::Tied { path, .. } => plan.styles.retain(|entry| entry.path != *path),
+        StyleError::NoParameter { path, .. } => {
+            let of = plan.storage.len();
+            plan.storage.retain(|entry| entry.path() != path);
+            return plan.storage.len() < of;
+        }
         StyleError::LossParallel => return std::mem::take(&mut plan.loss_parallel),
         _ => {}
     }

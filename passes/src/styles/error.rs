@@ -27,6 +27,14 @@ pub enum StyleError {
         /// The fault of the pattern.
         problem: PatternError,
     },
+    /// An entry of the placements that matches no parameter.
+    #[error("plan entry `{}` of the placements matches no parameter{}", quote::cut(.path), Nearest(.nearest))]
+    NoParameter {
+        /// The path.
+        path: String,
+        /// Similar paths that exist.
+        nearest: Vec<String>,
+    },
     /// An entry of the placements with another number of dimensions than the input has.
     #[error(
         "plan entry `{}` places {dims} dimensions of `{input}`, which has the shape {shape:?}: name the axes of each, [] for none",

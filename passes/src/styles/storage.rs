@@ -68,7 +68,7 @@ pub(super) fn store(graph: &Graph, mesh: &Mesh, plan: &Plan, found: &mut Annotat
         let parameters: Vec<_> = graph.inputs().filter_map(|(_, id)| id.parameter().cloned()).collect();
         let names_parameters = !matches!(entry.inputs, StoredInputs::Data(_));
         if names_parameters && !parameters.iter().any(|parameter| pattern.matches(parameter)) {
-            return Err(StyleError::NoModule { path, nearest: nearest(entry.path(), &parameters) });
+            return Err(StyleError::NoParameter { path, nearest: nearest(entry.path(), &parameters) });
         }
         for (node, id) in graph.inputs().filter(|(_, id)| entry.stores(&pattern, id)) {
             let Op::Input { layout, .. } = &graph.node(node).op else { continue };

@@ -8,7 +8,7 @@ use super::{Settings, explain, pretrained};
 use crate::beside::Kept;
 use crate::capture::{BatchData, BatchFields, OptimizerStates, Results, TrainingCapture, initial_values};
 use crate::error::Error;
-use crate::plans::{Workload, candidates, fastest};
+use crate::plans::{Workload, candidates, fastest, open_candidates};
 use crate::pretrained::initialize_with;
 use crate::program::{Stages, TrainingProgram, compile_training};
 use burn::module::Module;
@@ -16,6 +16,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tpc_ir::ModulePath;
 use tpc_ir::program::RankProgram;
+use tpc_passes::planner::PlacementSource;
+use tpc_passes::styles::Plan;
 
 /// A training step compiled for a mesh and a plan.
 pub struct CompiledTrainer<M, B, R: Results> {
@@ -44,15 +46,29 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
             capture.first.values = Arc::new(values);
         }
         let (aliases, states) = (capture.first.aliases.clone(), capture.states.clone());
-        if let Some(ranks) = settings.auto {
+        if settings.complete && settings.compile.search.placements == PlacementSource::Given {
+            settings.compile.search.placements = PlacementSource::Planned { memory: None };
+        }
+        if settings.auto.is_some() || settings.complete {
             let workload = Workload::of_training(&capture, &str::to_string)?;
-            let (best, _) = fastest(&workload, candidates(ranks), &settings.compile)?;
-            (settings.mesh, settings.plan) = (best.mesh, best.plan);
+            if let Some(ranks) = settings.auto {
+                let open = settings.complete.then(|| open_candidates(ranks));
+                let all = candidates(ranks).into_iter().chain(open.into_iter().flatten()).collect();
+                let (best, _) = fastest(&workload, all, &settings.compile)?;
+                (settings.mesh, settings.plan) = (best.mesh, best.plan);
+            } else {
+                settings.plan = workload.complete(&settings.mesh, &settings.plan, &settings.compile)?;
+            }
         }
         let Settings { mesh, plan, compile, .. } = &settings;
         let program = compile_training(capture, mesh, plan, compile, &str::to_string)?;
         let example = Example::of("the training step", &BatchFields::of(example));
         Ok(CompiledTrainer { source, record, results, aliases, states, program, rates, settings, example })
+    }
+
+    /// The plan: the given one, or the one that was chosen or completed.
+    pub fn plan(&self) -> &Plan {
+        &self.settings.plan
     }
 
     /// Describes what a step computes, communicates and holds, as text.

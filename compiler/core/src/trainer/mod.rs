@@ -93,6 +93,8 @@ struct Settings {
     target: Option<Target>,
     /// The number of ranks for which mesh and plan are to be chosen.
     auto: Option<usize>,
+    /// Whether the planner completes the plan.
+    complete: bool,
     launch: LaunchOptions,
 }
 
@@ -124,6 +126,7 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
             compile: CompileOptions::for_backend(launch.backend),
             target: None,
             auto: None,
+            complete: false,
             launch,
         };
         let clipping = TrainingOptions::default();
@@ -160,6 +163,16 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
     #[must_use]
     pub fn auto(mut self, ranks: usize) -> Self {
         self.settings.auto = Some(ranks);
+        self
+    }
+
+    /// Has the planner also store the parameters, states and data of which the plan says nothing, so that without a plan it
+    /// finds data, tensor, sequence or sharded-data parallelism, or a mixture of them, by itself. Placements are then
+    /// planned ([`PlacementSource::Planned`]). With [`Trainer::auto`], plans that the planner makes for a mesh are
+    /// candidates, too. What it finds is in [`CompiledTrainer::plan`].
+    #[must_use]
+    pub fn complete(mut self) -> Self {
+        self.settings.complete = true;
         self
     }
 
