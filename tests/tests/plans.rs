@@ -28,7 +28,7 @@ fn predictions_are_those_of_the_compiled_programs() {
     let rename = |path: &str| known.get(path).cloned().unwrap_or_else(|| path.to_string());
     let options = CompileOptions::for_cpu();
     let batch = TokenBatch::new(4, 16);
-    for Candidate { name, plan, mesh } in candidates(4) {
+    for Candidate { name, plan, mesh, .. } in candidates(4) {
         let capture = capture_step(&config, batch, &adamw()).unwrap();
         let workload = Workload::of_training(&capture, &rename).unwrap();
         let predicted = workload.predict(&mesh, &plan, &options).unwrap();
