@@ -8,7 +8,9 @@
 //! | what a style means | [`styles`] |
 //! | clipping, micro-batches, freezing, precision | [`options`] |
 //! | how every value gets its first placement | [`propagate`] |
+//! | where a tensor lies that a program keeps from run to run | [`kept`] |
 //! | how a value is redistributed from one placement to another | [`redistribute`] |
+//! | which placements cost least, if the plan does not decide; the planner, then the e-graph | [`planner`], [`optimize`](mod@optimize) |
 //! | how collectives are moved, merged and removed | [`egraph`] |
 //! | why a redistribution exists, and in which phase of the step | [`reasons`] |
 //! | which parameters are gathered a second time for the backward pass | [`reshard`] |
@@ -18,6 +20,7 @@
 //! | what a rank executes | [`lower`] |
 //! | whether a placed program computes what its types say, and whether its plan holds | [`mod@check`] |
 //! | whether a placed program computes the model | [`denotes`] |
+//! | how a pass rewrites a graph node by node | [`rebuild`] |
 #![warn(missing_docs)]
 
 pub mod canonicalize;

@@ -35,8 +35,8 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
     let graph = &graph.clone().with_regions(Vec::new());
     let mut cache = Moved::default();
     let mut stored: HashMap<Value, &Storage> = HashMap::new();
-    // The parameters that styles place, as computations read them.
-    let mut style_parameters: HashSet<Value> = HashSet::new();
+    // Placed parameters, whose placement the other operands follow: as stored, and as gathered if a style also shards them.
+    let mut pinned_parameters: HashSet<Value> = HashSet::new();
     let (mut placed, mapping) = rebuild(graph, annotations.mesh.clone(), |new, node, mut operands| {
         let n = graph.node(node);
         if let Op::Input { id, .. } = &n.op {
@@ -52,7 +52,7 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
                 stored.insert(value, storage);
             }
             if id.is_parameter() && annotation.is_some() {
-                style_parameters.insert(value);
+                pinned_parameters.insert(value);
             }
             return vec![value];
         }
@@ -66,7 +66,7 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
             if let Some(storage) = stored.get(v).filter(|_| gathers) {
                 *v = moved_once(&mut cache, new, *v, &storage.compute, &for_reason(&storage.why));
                 if storage.style {
-                    style_parameters.insert(*v);
+                    pinned_parameters.insert(*v);
                 }
             }
             for constraint in annotations.uses.get(&(node, i as u32)).into_iter().flatten() {
@@ -76,8 +76,8 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
         }
         let types: Vec<&Type> = operands.iter().map(|&v| new.ty(v)).collect();
         let row = rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
-        // The parameter of a style keeps its placement, and the other operands are redistributed.
-        let pinned: Vec<bool> = operands.iter().map(|&v| style_parameters.contains(&uncast(new, v))).collect();
+        // A pinned parameter keeps its placement, and the other operands are redistributed.
+        let pinned: Vec<bool> = operands.iter().map(|&v| pinned_parameters.contains(&uncast(new, v))).collect();
         // A redistribution that another reader already needed costs nothing.
         let there = |i: usize, sharding: &Sharding| cache.contains_key(&(operands[i], sharding.clone()));
         let wanted = strategy(&row, &types, &pinned, &n.types[0], &new.mesh, target, &there);

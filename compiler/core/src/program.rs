@@ -1,8 +1,12 @@
 //! Compiling, launching and stepping programs.
 //!
-//! ```text
-//! capture → import → canonicalize → annotate → propagate → e-graph → lower → session
-//! ```
+//! | step | function |
+//! |---|---|
+//! | captured programs to imported graphs | `import_with`, in [`compile_training`] and [`compile_inference`] |
+//! | freezing and clipping; the canonical graph and what the plan demands of it; precision and micro-batches | `prepare` |
+//! | the first placement of every value, the planner, the e-graph | [`place`] |
+//! | one program per rank | `lower_sharing_inputs`, in [`compile_graph`] |
+//! | a session | `launch` of the compiled program |
 
 use crate::beside::{self, Beside, Kept};
 use crate::capture::{Captured, Init, Number, StepScalars, TrainingCapture};

@@ -100,8 +100,8 @@ pub fn parallelize_module(
 }
 
 /// The regions at whose boundaries a plan places values; empty for plans that only shard parameters. `captured` is the
-/// program as it was recorded, whose shapes are those of the model. If it is canonicalized with these regions, their
-/// values are kept.
+/// program as it was recorded, whose shapes are those of the model, and `logical` is its canonical form. Canonicalizing
+/// keeps only the boundaries that a region names, so `captured` has to be canonicalized once more, with these regions.
 ///
 /// # Errors
 /// The plan does not fit the model, or a boundary cannot be inferred.

@@ -17,7 +17,8 @@ use tpc_ir::{Graph, ModulePath, Op, Region};
 pub(super) enum Want {
     /// The layouts of a preparation, in order.
     Layouts(Prepare),
-    /// Sharding along a dimension, or along the one before the features if there are fewer dimensions.
+    /// Sharding along this dimension, or along the one right before the features if the value has too few dimensions. A
+    /// value of one dimension is left alone.
     Sequence(isize),
 }
 
@@ -52,7 +53,7 @@ impl Wanted {
 /// Everything that the styles of a plan demand.
 #[derive(Default)]
 pub(super) struct Claims {
-    /// The direction in which each parameter is cut, and the entry that demands it.
+    /// By the path of each parameter that is cut: its direction, and the entry that demands it.
     pub directions: BTreeMap<ModulePath, (Direction, reason::Entry)>,
     /// The demands for values at boundaries.
     pub boundaries: Vec<Wanted>,

@@ -2,13 +2,18 @@
 //! them.
 //!
 //! Dimensions that the program relates are one index, as in canonicalizing. An axis of n ranks cuts the first index of
-//! the output (or input) features of a weight that can be cut. With g kv heads and r query heads for each, `[g, r,
-//! hd]`, it cuts g and r by the two parts of the axis if g < n and g divides n, r alone if only r is divisible by n,
-//! and g otherwise. The inside of a head is never cut: that is the last of several indices, and every index that a
-//! product of two activations in the forward pass sums over together with it (the pairs of an interleaved rotary
-//! embedding, `[h, pairs, 2]`, over which the product of query and key sums). An index that is sliced or indexed (the
-//! thirds of q|k|v, the halves of a rotary embedding) cannot be cut. A decision for one weight holds for every weight
-//! that has the index, but an axis cuts at most one dimension of a weight, which is the first.
+//! the output (or input) features of a weight that can be cut. Features `[g, r, hd]` are g kv heads with r query heads
+//! each:
+//! 1. If g < n, g divides n and n/g divides r, the axis is split: its major part cuts g, its minor part r. All weights
+//!    share one split; a weight that would need another is cut by the next two rules.
+//! 2. If n divides r and not g, the axis cuts r.
+//! 3. Otherwise it cuts g.
+//!
+//! The inside of a head is never cut: that is the last of several indices, and every index that a product of two
+//! activations in the forward pass sums over together with it (the pairs of an interleaved rotary embedding,
+//! `[h, pairs, 2]`, over which the product of query and key sums). An index that is sliced or indexed (the thirds of
+//! q|k|v, the halves of a rotary embedding) cannot be cut. A decision for one weight holds for every weight that has the
+//! index, but an axis cuts at most one dimension of a weight, which is the first.
 
 use crate::rules::{FactorKind, rule};
 use petgraph::graph::NodeIndex;

@@ -17,13 +17,13 @@ const ACCEPTS: &str = "a linear, an embedding or a convolution";
 /// chooses these placements, which are usually the same; a layout that is given is a constraint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ColwiseParallel {
-    /// The layout of the input, which is then replicated.
+    /// The layout that the input has when it arrives. It is replicated from there. Without it, the compiler chooses.
     pub input_layouts: Option<Layout>,
     /// The layout to which the output is redistributed.
     pub output_layouts: Option<Layout>,
-    /// A prepare function, instead of the layout of the input.
+    /// A prepare function for the input, which replaces `input_layouts`.
     pub prepare_input: Option<Prepare>,
-    /// A prepare function, instead of the layout of the output.
+    /// A prepare function for the output, which replaces `output_layouts`.
     pub prepare_output: Option<Prepare>,
 }
 
@@ -31,14 +31,14 @@ pub struct ColwiseParallel {
 /// sum, which is reduced, and the bias is added once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RowwiseParallel {
-    /// The layout of the input, which is then sharded on its last dimension (for an embedding, replicated; for a
-    /// convolution, sharded on its channels, `Shard(1)`).
+    /// The layout that the input has when it arrives. It is redistributed from there to what the module needs: a linear
+    /// `Shard(-1)`, an embedding `Replicate`, a convolution `Shard(1)` (its channels). Without it, the compiler chooses.
     pub input_layouts: Option<Layout>,
     /// The layout to which the output is redistributed.
     pub output_layouts: Option<Layout>,
-    /// A prepare function, instead of the layout of the input.
+    /// A prepare function for the input, which replaces `input_layouts`.
     pub prepare_input: Option<Prepare>,
-    /// A prepare function, instead of the layout of the output.
+    /// A prepare function for the output, which replaces `output_layouts`.
     pub prepare_output: Option<Prepare>,
 }
 
