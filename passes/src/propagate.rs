@@ -14,7 +14,7 @@ use crate::cost::seconds;
 use crate::reasons::explain;
 use crate::rebuild::{Mapping, rebuild};
 use crate::redistribute::{redistribute, reduced, steps};
-use crate::rules::{FactorKind, Rule, place, rule};
+use crate::rules::{FactorKind, Rule, result_sharding, rule};
 use crate::styles::annotations::{Annotations, Storage};
 use crate::targets::Target;
 use rustc_hash::FxHashMap;
@@ -97,7 +97,7 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
         let types: Vec<&Type> = moved.iter().map(|&v| new.ty(v)).collect();
         let results: Vec<Type> = (0..n.types.len())
             .map(|r| {
-                let s = place(&row.of_result(r), &types, None).expect("the strategy satisfies the rule");
+                let s = result_sharding(&row.of_result(r), &types, None).expect("the strategy satisfies the rule");
                 n.types[r].placed(s)
             })
             .collect();
@@ -155,13 +155,13 @@ fn uncast(graph: &Graph, value: Value) -> Value {
 /// Places gradients like their parameters and updates like their inputs. Other outputs keep their placements.
 fn place_outputs(graph: &mut Graph) {
     let inputs = graph.inputs_by_id();
-    let place = |output: &Output| {
+    let wanted_sharding = |output: &Output| {
         let (id, parameter) = output.kind.trained()?;
         Some((graph.node(*inputs.get(&id)?).types[0].sharding.clone(), parameter))
     };
-    let places: Vec<Option<(Sharding, ModulePath)>> = graph.outputs.iter().map(place).collect();
-    for (i, place) in places.into_iter().enumerate() {
-        let Some((to, parameter)) = place else { continue };
+    let wanted: Vec<Option<(Sharding, ModulePath)>> = graph.outputs.iter().map(wanted_sharding).collect();
+    for (i, wanted) in wanted.into_iter().enumerate() {
+        let Some((to, parameter)) = wanted else { continue };
         let reason = Cause::Like(parameter).into();
         let origin = Origin { reason, ..graph.node(graph.outputs[i].value.node).origin.clone() };
         graph.outputs[i].value = redistribute(graph, graph.outputs[i].value, &to, &origin);

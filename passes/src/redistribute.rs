@@ -20,8 +20,8 @@ use tpc_ir::{AxisId, Graph, Op, Origin, Sharding, Value};
 pub fn steps(from: &Sharding, to: &Sharding) -> Vec<Op> {
     let mut steps = Vec::new();
     let mut at = from.clone();
-    let kept = at.partial_axes().intersection(to.partial_axes());
-    let reduced = at.partial_axes().minus(kept);
+    let stays_partial = at.partial_axes().intersection(to.partial_axes());
+    let reduced = at.partial_axes().minus(stays_partial);
     if let (Some(p), false) = (at.partial, reduced.is_empty()) {
         // If axes over which the value is invariant come before an axis to scatter over, they are sliced first.
         for (dim, wanted) in to.dims.iter().enumerate() {

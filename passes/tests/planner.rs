@@ -23,7 +23,7 @@ use tpc_passes::planner::{Aim, Weights, plan, seconds as program_seconds};
 use tpc_passes::propagate::propagate;
 use tpc_passes::rebuild::{copy, rebuild};
 use tpc_passes::redistribute::steps;
-use tpc_passes::rules::{place, place_redistribution, rule};
+use tpc_passes::rules::{place_redistribution, result_sharding, rule};
 use tpc_passes::styles::annotations::{Annotation, Annotations};
 use tpc_passes::targets::{Link, Target};
 
@@ -70,7 +70,7 @@ fn ways(target: &Target, graph: &Graph, kernels: &Kernels, node: petgraph::graph
     }
     let way = |types: Vec<Type>| {
         let read: Vec<&Type> = types.iter().collect();
-        let at = place(&row, &read, None).ok()?;
+        let at = result_sharding(&row, &read, None).ok()?;
         let work = kernels.seconds(target, node.index(), &n.op, &read, &[&n.types[0].placed(at.clone())], mesh);
         Some((types.into_iter().map(|ty| ty.sharding).collect(), at, work))
     };

@@ -29,7 +29,7 @@ use tpc_ir::{Graph, InputId, InputKind, Mesh, OutputKind};
 use tpc_passes::check::obligations::Obligations;
 use tpc_passes::check::well_formed;
 use tpc_passes::egraph::{SearchOptions, SearchReport};
-use tpc_passes::kept::place_kept;
+use tpc_passes::kept::place_caches;
 use tpc_passes::lower::{LowerOptions, lower_sharing_inputs};
 use tpc_passes::options::{StepOptions, on_captured, on_logical};
 use tpc_passes::styles::{Annotations, Plan};
@@ -164,7 +164,7 @@ pub(crate) fn prepare(
     let (logical, mut annotations) = on_logical(logical, annotations, &options.step)?;
     well_formed(&logical)?;
     if beside.kept.is_none() {
-        place_kept(&logical, &mut annotations, &options.target);
+        place_caches(&logical, &mut annotations, &options.target);
     }
     Ok(Prepared { captured, logical, annotations })
 }

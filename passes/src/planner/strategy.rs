@@ -5,7 +5,7 @@
 //! After: every rank computes everything; `tp` cuts a, c, or b, which leaves a partial sum; a partial sum passes through
 //! from either operand while the other is whole.
 
-use crate::rules::{FactorKind, Rule, place};
+use crate::rules::{FactorKind, Rule, result_sharding};
 use tpc_ir::{AxisId, AxisSet, Partial, ReduceOp, Sharding, Type};
 
 /// Operands that are partial, and so is the result.
@@ -122,7 +122,7 @@ impl Strategy {
         let shardings: Vec<Sharding> = rule.operands.iter().enumerate().map(|(i, f)| at(f, partial(i))).collect();
         let types: Vec<Type> = operands.iter().zip(&shardings).map(|(ty, s)| ty.placed(s.clone())).collect();
         let types: Vec<&Type> = types.iter().collect();
-        let result = |r: usize| place(&rule.of_result(r), &types, Some(&at(&rule.results[r], None))).ok();
+        let result = |r: usize| result_sharding(&rule.of_result(r), &types, Some(&at(&rule.results[r], None))).ok();
         let results = (0..results.len()).map(result).collect::<Option<_>>()?;
         Some(Placed { operands: shardings, results })
     }

@@ -14,7 +14,7 @@ mod place;
 mod table;
 
 pub use alignment::aligned;
-pub use place::{Misplaced, place, place_redistribution};
+pub use place::{Misplaced, place_redistribution, result_sharding};
 pub use table::rule;
 
 use tpc_ir::ReduceOp;
@@ -69,7 +69,7 @@ impl Rule {
         self.results[result].iter().position(|&f| f == factor)
     }
 
-    /// The row of an operation that has only one of the results, as [`place`] wants it.
+    /// The row of an operation that has only one of the results, as [`result_sharding`] wants it.
     pub fn of_result(&self, result: usize) -> Rule {
         Rule { results: vec![self.results[result].clone()], ..self.clone() }
     }

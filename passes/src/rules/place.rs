@@ -33,7 +33,7 @@ pub enum Misplaced {
 ///
 /// # Errors
 /// The operands cannot be combined as they are placed.
-pub fn place(rule: &Rule, operands: &[&Type], given: Option<&Sharding>) -> Result<Sharding, Misplaced> {
+pub fn result_sharding(rule: &Rule, operands: &[&Type], given: Option<&Sharding>) -> Result<Sharding, Misplaced> {
     let mut cut: Vec<Option<&[AxisId]>> = vec![None; rule.factors.len()];
     for (ty, dims) in operands.iter().zip(&rule.operands) {
         for (d, &f) in dims.iter().enumerate() {

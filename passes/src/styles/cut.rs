@@ -139,16 +139,16 @@ pub struct Cuts<'a> {
 }
 
 impl<'a> Cuts<'a> {
-    /// Decides for an axis of `ranks` ranks. `groups` has the feature dimensions of each weight that should be cut; the
+    /// Decides for an axis of `ranks` ranks. `wanted_dims` has the feature dimensions of each weight that should be cut; the
     /// last of several is inside a head and never cut.
-    pub fn new(graph: &Graph, indices: &'a mut Indices, ranks: usize, groups: &[(NodeIndex, Vec<usize>)]) -> Self {
-        for (node, dims) in groups.iter().filter(|(_, dims)| dims.len() > 1) {
+    pub fn new(graph: &Graph, indices: &'a mut Indices, ranks: usize, wanted_dims: &[(NodeIndex, Vec<usize>)]) -> Self {
+        for (node, dims) in wanted_dims.iter().filter(|(_, dims)| dims.len() > 1) {
             let last = dims[dims.len() - 1];
             indices.inside_a_head(indices.of_dim(*node, last));
         }
         let mut cuts = Cuts { indices, ranks, decided: HashMap::new(), split: None };
         // Weights with more indices come first, so query heads before kv heads.
-        let mut order: Vec<&(NodeIndex, Vec<usize>)> = groups.iter().collect();
+        let mut order: Vec<&(NodeIndex, Vec<usize>)> = wanted_dims.iter().collect();
         order.sort_by_key(|(node, dims)| (std::cmp::Reverse(dims.len()), *node));
         for (node, dims) in order {
             cuts.decide(graph, *node, dims);

@@ -43,7 +43,7 @@ pub struct RowwiseParallel {
 }
 
 /// Cuts the weights of a module, and prepares its only argument and result.
-fn place(
+fn cut_module(
     module: &Module<'_>,
     to: &mut Placements,
     direction: Direction,
@@ -76,10 +76,10 @@ impl ParallelStyle for ColwiseParallel {
         ACCEPTS
     }
 
-    fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
+    fn demand(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         let input = self.input_layouts.map(|l| Prepare::from(l, Layout::Replicate));
         let output = self.output_layouts.map(Prepare::to);
-        place(module, to, Direction::Columns, self.prepare_input.or(input), self.prepare_output.or(output));
+        cut_module(module, to, Direction::Columns, self.prepare_input.or(input), self.prepare_output.or(output));
         Ok(())
     }
 }
@@ -93,7 +93,7 @@ impl ParallelStyle for RowwiseParallel {
         ACCEPTS
     }
 
-    fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
+    fn demand(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         let is = |role: Role| module.parameters().any(|w| w.role == role);
         // The rows of a table are looked up by indices that every rank has. Images are `[batch, channels, …]`.
         let desired = match () {
@@ -103,7 +103,7 @@ impl ParallelStyle for RowwiseParallel {
         };
         let input = self.input_layouts.map(|l| Prepare::from(l, desired));
         let output = self.output_layouts.map(Prepare::to);
-        place(module, to, Direction::Rows, self.prepare_input.or(input), self.prepare_output.or(output));
+        cut_module(module, to, Direction::Rows, self.prepare_input.or(input), self.prepare_output.or(output));
         Ok(())
     }
 }

@@ -136,9 +136,9 @@ pub fn levels<'a>(graph: &Graph, linears: &[&'a Weight]) -> Vec<(&'a Weight, usi
 }
 
 /// The vectors of the same module that are added to the product of a weight, or to the sum of the products of its taps.
-pub fn biases(graph: &Graph, all: &BTreeMap<ModulePath, Weight>, weight: &Weight) -> Vec<ModulePath> {
+pub fn biases(graph: &Graph, weights: &BTreeMap<ModulePath, Weight>, weight: &Weight) -> Vec<ModulePath> {
     let home = weight.name.holder();
-    let vectors = all.values().filter(|b| b.role == Role::Vector && b.name.holder() == home);
+    let vectors = weights.values().filter(|b| b.role == Role::Vector && b.name.holder() == home);
     vectors.filter(|b| adds_to(graph, b, weight)).map(|b| b.name.clone()).collect()
 }
 

@@ -1,7 +1,7 @@
 //! Emits collectives and their buffers.
 
 use super::super::claims::Claim;
-use super::super::launches::why;
+use super::super::events::why;
 use super::emitter::{BufferPosition, Emitter};
 use super::views::has_own_buffer;
 use petgraph::graph::NodeIndex;

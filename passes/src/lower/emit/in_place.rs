@@ -1,8 +1,8 @@
 //! Decides which results overwrite the memory of another value.
 
 use super::super::depend;
+use super::super::events::{Event, Schedule};
 use super::super::kernel::{Kernel, LoopDim, Nest, letters};
-use super::super::launches::{Event, Schedule};
 use super::emitter::Emitter;
 use super::views::has_own_buffer;
 use petgraph::graph::NodeIndex;

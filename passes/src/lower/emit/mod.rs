@@ -28,8 +28,8 @@ mod single;
 mod views;
 
 use super::claims::Claims;
+use super::events::{Event, Schedule};
 use super::kernel::Kernel;
-use super::launches::{Event, Schedule};
 use emitter::Emitter;
 use in_place::{InPlace, in_place, stored};
 use tpc_ir::Graph;
