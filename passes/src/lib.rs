@@ -3,7 +3,7 @@
 //!
 //! | question | file |
 //! |---|---|
-//! | how an operation behaves under sharding | [`rules`] |
+//! | how an operation behaves under sharding | [`factors`] |
 //! | how a captured graph is canonicalized | [`canonicalize`] |
 //! | what a style means | [`styles`] |
 //! | clipping, micro-batches, freezing, precision | [`options`] |
@@ -28,6 +28,7 @@ pub mod check;
 pub mod cost;
 pub mod denotes;
 pub mod egraph;
+pub mod factors;
 pub mod kept;
 pub mod lower;
 pub mod optimize;
@@ -38,7 +39,6 @@ pub mod reasons;
 pub mod rebuild;
 pub mod redistribute;
 pub mod reshard;
-pub mod rules;
 pub mod simulate;
 pub mod styles;
 pub mod targets;

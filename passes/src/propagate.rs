@@ -11,10 +11,10 @@
 //! `%5 = all_reduce tp sum %4 : f32[16, 64]`.
 
 use crate::cost::seconds;
+use crate::factors::{FactorKind, FactorRow, result_sharding, row_of};
 use crate::reasons::explain;
 use crate::rebuild::{Mapping, rebuild};
 use crate::redistribute::{redistribute, reduced, steps};
-use crate::rules::{FactorKind, Rule, result_sharding, rule};
 use crate::styles::annotations::{Annotations, Storage};
 use crate::targets::Target;
 use rustc_hash::FxHashMap;
@@ -75,7 +75,7 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
             }
         }
         let types: Vec<&Type> = operands.iter().map(|&v| new.ty(v)).collect();
-        let row = rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
+        let row = row_of(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
         // A pinned parameter keeps its placement, and the other operands are redistributed.
         let pinned: Vec<bool> = operands.iter().map(|&v| pinned_parameters.contains(&uncast(new, v))).collect();
         // A redistribution that another reader already needed costs nothing.
@@ -170,7 +170,7 @@ fn place_outputs(graph: &mut Graph) {
 
 /// For every factor, the axes that shard it.
 fn strategy(
-    row: &Rule,
+    row: &FactorRow,
     operands: &[&Type],
     pinned: &[bool],
     result: &Type,
@@ -221,7 +221,7 @@ fn strategy(
 }
 
 /// Whether sharding `f` would make the result partial under a second operator.
-fn second_reduction(row: &Rule, chosen: &[Vec<AxisId>], f: usize) -> bool {
+fn second_reduction(row: &FactorRow, chosen: &[Vec<AxisId>], f: usize) -> bool {
     let reduction = |g: usize| match row.factors[g].kind {
         FactorKind::Reduce(op) => Some(op),
         _ => None,
@@ -234,7 +234,7 @@ fn second_reduction(row: &Rule, chosen: &[Vec<AxisId>], f: usize) -> bool {
 /// computing, and reducing.
 #[allow(clippy::too_many_arguments)]
 fn option_seconds(
-    row: &Rule,
+    row: &FactorRow,
     operands: &[&Type],
     result: &Type,
     axis: AxisId,
@@ -262,7 +262,7 @@ fn option_seconds(
         let (now, then) = (only(ty.sharding.dim_of(axis)), only(to));
         let mut at = Type { sharding: now.clone(), ..(*ty).clone() };
         for op in steps(&now, &then) {
-            if let Ok(s) = crate::rules::place_redistribution(&op, &at) {
+            if let Ok(s) = crate::factors::place_redistribution(&op, &at) {
                 let next = at.placed(s);
                 total += seconds(target, &op, &[&at], &next, mesh);
                 at = next;

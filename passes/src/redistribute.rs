@@ -12,7 +12,7 @@
 //! `shard_slice dp dim=0`. If the reader needs `f32[8@tp, 64]`, the value is scattered instead:
 //! `reduce_scatter tp sum dim=0`.
 
-use crate::rules::place_redistribution;
+use crate::factors::place_redistribution;
 use tpc_ir::{AxisId, Graph, Op, Origin, Sharding, Value};
 
 /// The steps that redistribute a value from one placement to another. `to` may only be partial over axes over which

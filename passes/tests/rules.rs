@@ -18,14 +18,14 @@ use tpc_ir::interpret::Tensor;
 use tpc_ir::op::Distribution;
 use tpc_ir::verify::redistributed;
 use tpc_ir::{AxisId, AxisSet, DType, MapFn, Mesh, Op, Partial, ReduceOp, Scalar, Sharding, Subscripts, Type};
+use tpc_passes::factors::{FactorRow, Misplaced, place_redistribution, result_sharding, row_of};
 use tpc_passes::redistribute::steps;
-use tpc_passes::rules::{Misplaced, Rule, place_redistribution, result_sharding, rule};
 
 /// The row of the table for a case, restricted to one result.
-fn row(case: &Case, result: usize) -> Rule {
+fn row(case: &Case, result: usize) -> FactorRow {
     let operands: Vec<&Type> = case.operands.iter().map(|(t, _)| t).collect();
-    let row = rule(&case.op, &operands, &case.results.iter().collect::<Vec<_>>());
-    Rule { results: vec![row.results[result].clone()], ..row }
+    let row = row_of(&case.op, &operands, &case.results.iter().collect::<Vec<_>>());
+    FactorRow { results: vec![row.results[result].clone()], ..row }
 }
 
 /// The findings of the validator.
@@ -466,7 +466,7 @@ mod traps {
 
     /// The placement that the table gives the result of an operation.
     fn placed(op: &Op, operands: &[&Type], shape: &[usize]) -> Result<Sharding, Misplaced> {
-        result_sharding(&rule(op, operands, &[&Type::new(DType::F64, shape)]), operands, None)
+        result_sharding(&row_of(op, operands, &[&Type::new(DType::F64, shape)]), operands, None)
     }
 
     fn subs(text: &str) -> Subscripts {
@@ -563,7 +563,7 @@ mod traps {
     fn an_index_of_the_maximum_of_a_sharded_row() {
         let x = ty(&[3, 5], &[&[], &[A]], &[]);
         let results = [Type::new(DType::F64, [3, 1]), Type::new(DType::I64, [3, 1])];
-        let row = rule(&Op::TopK, &[&x], &[&results[0], &results[1]]);
+        let row = row_of(&Op::TopK, &[&x], &[&results[0], &results[1]]);
         assert_eq!(result_sharding(&row, &[&x], None), Err(Whole));
     }
 
@@ -572,7 +572,7 @@ mod traps {
     fn a_slice_before_the_reduction_of_a_scatter_add() {
         let (index, update) = (ty(&[6], &[&[A]], &[]), ty(&[6, 2], &[&[A], &[]], &[]));
         let to = Type::new(DType::F64, [4, 2]);
-        let row = rule(&Op::ScatterAdd, &[&index, &update], &[&to]);
+        let row = row_of(&Op::ScatterAdd, &[&index, &update], &[&to]);
         let cut = ty(&[4, 2], &[&[A], &[]], &[]);
         assert_eq!(result_sharding(&row, &[&index, &update], Some(&cut.sharding)), Err(AxisTwice));
         let sum = to.placed(result_sharding(&row, &[&index, &update], None).unwrap());

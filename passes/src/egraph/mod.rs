@@ -22,12 +22,12 @@ mod heads;
 mod limits;
 mod options;
 mod provenance;
-mod rebuild;
 mod report;
 pub mod rules;
 mod saturate;
 mod stop;
 pub mod term;
+mod to_graph;
 
 use crate::cost::{Gradients, Role, graph_seconds, seconds_in};
 use crate::reasons::explain;
@@ -37,13 +37,13 @@ use extract::extract;
 pub use heads::Heads;
 pub use limits::Bounds;
 pub use options::{FloatingPoint, SearchOptions};
-use rebuild::rebuild;
 pub use report::{RuleWork, SearchReport, Work};
 use rules::RuleId;
 pub use saturate::{Saturated, saturate};
 use std::collections::{BTreeMap, HashSet};
 pub use stop::{Extraction, Stop};
 use term::{Term, Typing};
+use to_graph::to_graph;
 use tpc_ir::{Graph, Op, Type};
 
 /// An optimized graph.
@@ -59,8 +59,8 @@ struct Found {
     blocks: Vec<(String, usize)>,
 }
 
-/// Optimizes a placed graph for a target: never to one that costs more there.
-pub fn optimize(graph: &Graph, target: &Target, options: &SearchOptions) -> (Graph, SearchReport) {
+/// Improves a placed graph for a target: never to one that costs more there.
+pub fn improve(graph: &Graph, target: &Target, options: &SearchOptions) -> (Graph, SearchReport) {
     let mut found = search(graph, target, options);
     explain(&mut found.graph);
     let (before, after) = (graph_seconds(target, graph), graph_seconds(target, &found.graph));
@@ -108,7 +108,7 @@ fn whole(graph: &Graph, target: &Target, options: &SearchOptions) -> Found {
     };
     let solution = extract(&egraph, &roots, &first, &seconds, bounds.moves);
     (work.moves, work.crowded) = (solution.moves, solution.crowded);
-    let (mut graph, due) = rebuild(graph, &egraph, &solution.order, &class_of);
+    let (mut graph, due) = to_graph(graph, &egraph, &solution.order, &class_of);
     explain(&mut graph);
     Found { graph, due, work, bounds, stop, extraction: solution.end, rules, blocks: Vec::new() }
 }

@@ -3,8 +3,8 @@
 use super::kernels::Kernels;
 use super::logical::{Logical, OperationId, ValueId};
 use crate::cost::{Company, Gradients, seconds_in};
+use crate::factors::place_redistribution;
 use crate::redistribute::steps;
-use crate::rules::place_redistribution;
 use crate::targets::Target;
 use rustc_hash::FxHashMap;
 use std::cell::RefCell;

@@ -5,8 +5,8 @@
 //! search is as large as one layer however deep the model is.
 
 use super::costs::Role;
+use crate::factors::{FactorRow, row_of};
 use crate::rebuild::live;
-use crate::rules::{Rule, rule};
 use petgraph::graph::NodeIndex;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeSet, HashSet};
@@ -29,7 +29,7 @@ pub struct Operation {
     /// What it computes, one value for each result.
     pub results: Vec<ValueId>,
     /// Its row of the factor table; an input of the program has none.
-    pub rule: Option<Rule>,
+    pub rule: Option<FactorRow>,
     /// The operation that it is placed like, which may be itself.
     pub like: OperationId,
 }
@@ -115,7 +115,7 @@ impl<'a> Logical<'a> {
             let results = n.types.iter().enumerate().map(result).collect();
             let types: Vec<&Type> = graph.operands(node).into_iter().map(|v| graph.ty(v)).collect();
             let computes = !matches!(n.op, Op::Input { .. });
-            let rule = computes.then(|| rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>()));
+            let rule = computes.then(|| row_of(&n.op, &types, &n.types.iter().collect::<Vec<_>>()));
             logical.operations.push(Operation { node, operands, results, rule, like });
         }
         for output in &graph.outputs {

@@ -15,7 +15,7 @@
 //! q|k|v, the halves of a rotary embedding) cannot be cut. A decision for one weight holds for every weight that has the
 //! index, but an axis cuts at most one dimension of a weight, which is the first.
 
-use crate::rules::{FactorKind, rule};
+use crate::factors::{FactorKind, row_of};
 use petgraph::graph::NodeIndex;
 use petgraph::unionfind::UnionFind;
 use std::collections::{HashMap, HashSet};
@@ -61,7 +61,7 @@ impl Indices {
             let n = graph.node(node);
             let operands = graph.operands(node);
             let types: Vec<&Type> = operands.iter().map(|&v| graph.ty(v)).collect();
-            let row = rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
+            let row = row_of(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
             let results = (0..n.types.len() as u32).map(|result| Value { node, result });
             let mut of_factor: HashMap<usize, usize> = HashMap::new();
             for (v, dims) in operands.iter().copied().chain(results).zip(row.operands.iter().chain(&row.results)) {
