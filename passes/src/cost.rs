@@ -93,8 +93,8 @@ pub struct Gradients {
     pub values: HashSet<NodeIndex>,
     /// The lists of axes over which some of the values are scattered.
     scattered: HashSet<Vec<AxisId>>,
-    /// The terms whose sum over ranks is one of the values.
-    pub terms: HashSet<NodeIndex>,
+    /// The summands, whose sum over ranks is one of the values.
+    pub summands: HashSet<NodeIndex>,
     /// The gathers that complete hierarchical reductions.
     completing: HashSet<NodeIndex>,
 }
@@ -104,8 +104,8 @@ pub struct Gradients {
 pub struct Role {
     /// It computes one of the values.
     pub gradient: bool,
-    /// It reads one of the terms.
-    pub term: bool,
+    /// It reads a summand.
+    pub summand: bool,
     /// It is the gather that completes a hierarchical reduction, if it is a gather.
     pub completes: bool,
 }
@@ -156,21 +156,21 @@ impl Gradients {
         };
         let scattered = values.iter().filter_map(axes).collect();
         let sums = values.iter().filter(|&&n| matches!(graph.node(n).op, Op::AllReduce { .. }));
-        let terms = sums.map(|&n| graph.operands(n)[0].node).collect();
+        let summands = sums.map(|&n| graph.operands(n)[0].node).collect();
         let completing = nodes.into_iter().filter(|&n| completes(n)).collect();
-        Gradients { values, scattered, terms, completing }
+        Gradients { values, scattered, summands, completing }
     }
 
     /// The role of an operation, as far as it follows from the graph.
     pub(crate) fn role(&self, node: NodeIndex) -> Role {
-        Role { gradient: self.values.contains(&node), term: false, completes: self.completing.contains(&node) }
+        Role { gradient: self.values.contains(&node), summand: false, completes: self.completing.contains(&node) }
     }
 
     /// Whether an operation with a role begins together with others.
     pub fn company(&self, op: &Op, role: &Role) -> Company {
         let together = match op {
             Op::AllReduce { .. } => role.gradient,
-            Op::ReduceScatter { axes, .. } => role.term || role.gradient && self.scattered.contains(axes),
+            Op::ReduceScatter { axes, .. } => role.summand || role.gradient && self.scattered.contains(axes),
             Op::AllGather { .. } => role.gradient && role.completes,
             _ => false,
         };

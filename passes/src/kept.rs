@@ -45,7 +45,7 @@ fn written<'a>(graph: &'a Graph, annotations: &Annotations) -> Vec<Written<'a>> 
 }
 
 /// Annotates every state of which rows are written and that has no annotation yet.
-pub fn place_kept(graph: &Graph, annotations: &mut Annotations, target: &Target) {
+pub fn place_caches(graph: &Graph, annotations: &mut Annotations, target: &Target) {
     let written = written(graph, annotations);
     if written.is_empty() {
         return;

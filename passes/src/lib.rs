@@ -3,12 +3,14 @@
 //!
 //! | question | file |
 //! |---|---|
-//! | how an operation behaves under sharding | [`rules`] |
+//! | how an operation behaves under sharding | [`factors`] |
 //! | how a captured graph is canonicalized | [`canonicalize`] |
 //! | what a style means | [`styles`] |
 //! | clipping, micro-batches, freezing, precision | [`options`] |
 //! | how every value gets its first placement | [`propagate`] |
+//! | where a tensor lies that a program keeps from run to run | [`kept`] |
 //! | how a value is redistributed from one placement to another | [`redistribute`] |
+//! | which placements cost least, if the plan does not decide; the planner, then the e-graph | [`planner`], [`optimize`](mod@optimize) |
 //! | how collectives are moved, merged and removed | [`egraph`] |
 //! | why a redistribution exists, and in which phase of the step | [`reasons`] |
 //! | which parameters are gathered a second time for the backward pass | [`reshard`] |
@@ -18,6 +20,7 @@
 //! | what a rank executes | [`lower`] |
 //! | whether a placed program computes what its types say, and whether its plan holds | [`mod@check`] |
 //! | whether a placed program computes the model | [`denotes`] |
+//! | how a pass rewrites a graph node by node | [`rebuild`] |
 #![warn(missing_docs)]
 
 pub mod canonicalize;
@@ -25,6 +28,7 @@ pub mod check;
 pub mod cost;
 pub mod denotes;
 pub mod egraph;
+pub mod factors;
 pub mod kept;
 pub mod lower;
 pub mod optimize;
@@ -35,7 +39,6 @@ pub mod reasons;
 pub mod rebuild;
 pub mod redistribute;
 pub mod reshard;
-pub mod rules;
 pub mod simulate;
 pub mod styles;
 pub mod targets;

@@ -11,10 +11,10 @@
 //! `%5 = all_reduce tp sum %4 : f32[16, 64]`.
 
 use crate::cost::seconds;
+use crate::factors::{FactorKind, FactorRow, result_sharding, row_of};
 use crate::reasons::explain;
 use crate::rebuild::{Mapping, rebuild};
 use crate::redistribute::{redistribute, reduced, steps};
-use crate::rules::{FactorKind, Rule, place, rule};
 use crate::styles::annotations::{Annotations, Storage};
 use crate::targets::Target;
 use rustc_hash::FxHashMap;
@@ -35,8 +35,8 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
     let graph = &graph.clone().with_regions(Vec::new());
     let mut cache = Moved::default();
     let mut stored: HashMap<Value, &Storage> = HashMap::new();
-    // The parameters that styles place, as computations read them.
-    let mut style_parameters: HashSet<Value> = HashSet::new();
+    // Placed parameters, whose placement the other operands follow: as stored, and as gathered if a style also shards them.
+    let mut pinned_parameters: HashSet<Value> = HashSet::new();
     let (mut placed, mapping) = rebuild(graph, annotations.mesh.clone(), |new, node, mut operands| {
         let n = graph.node(node);
         if let Op::Input { id, .. } = &n.op {
@@ -52,7 +52,7 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
                 stored.insert(value, storage);
             }
             if id.is_parameter() && annotation.is_some() {
-                style_parameters.insert(value);
+                pinned_parameters.insert(value);
             }
             return vec![value];
         }
@@ -66,7 +66,7 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
             if let Some(storage) = stored.get(v).filter(|_| gathers) {
                 *v = moved_once(&mut cache, new, *v, &storage.compute, &for_reason(&storage.why));
                 if storage.style {
-                    style_parameters.insert(*v);
+                    pinned_parameters.insert(*v);
                 }
             }
             for constraint in annotations.uses.get(&(node, i as u32)).into_iter().flatten() {
@@ -75,9 +75,9 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
             }
         }
         let types: Vec<&Type> = operands.iter().map(|&v| new.ty(v)).collect();
-        let row = rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
-        // The parameter of a style keeps its placement, and the other operands are redistributed.
-        let pinned: Vec<bool> = operands.iter().map(|&v| style_parameters.contains(&uncast(new, v))).collect();
+        let row = row_of(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
+        // A pinned parameter keeps its placement, and the other operands are redistributed.
+        let pinned: Vec<bool> = operands.iter().map(|&v| pinned_parameters.contains(&uncast(new, v))).collect();
         // A redistribution that another reader already needed costs nothing.
         let there = |i: usize, sharding: &Sharding| cache.contains_key(&(operands[i], sharding.clone()));
         let wanted = strategy(&row, &types, &pinned, &n.types[0], &new.mesh, target, &there);
@@ -97,7 +97,7 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
         let types: Vec<&Type> = moved.iter().map(|&v| new.ty(v)).collect();
         let results: Vec<Type> = (0..n.types.len())
             .map(|r| {
-                let s = place(&row.of_result(r), &types, None).expect("the strategy satisfies the rule");
+                let s = result_sharding(&row.of_result(r), &types, None).expect("the strategy satisfies the rule");
                 n.types[r].placed(s)
             })
             .collect();
@@ -155,13 +155,13 @@ fn uncast(graph: &Graph, value: Value) -> Value {
 /// Places gradients like their parameters and updates like their inputs. Other outputs keep their placements.
 fn place_outputs(graph: &mut Graph) {
     let inputs = graph.inputs_by_id();
-    let place = |output: &Output| {
+    let wanted_sharding = |output: &Output| {
         let (id, parameter) = output.kind.trained()?;
         Some((graph.node(*inputs.get(&id)?).types[0].sharding.clone(), parameter))
     };
-    let places: Vec<Option<(Sharding, ModulePath)>> = graph.outputs.iter().map(place).collect();
-    for (i, place) in places.into_iter().enumerate() {
-        let Some((to, parameter)) = place else { continue };
+    let wanted: Vec<Option<(Sharding, ModulePath)>> = graph.outputs.iter().map(wanted_sharding).collect();
+    for (i, wanted) in wanted.into_iter().enumerate() {
+        let Some((to, parameter)) = wanted else { continue };
         let reason = Cause::Like(parameter).into();
         let origin = Origin { reason, ..graph.node(graph.outputs[i].value.node).origin.clone() };
         graph.outputs[i].value = redistribute(graph, graph.outputs[i].value, &to, &origin);
@@ -170,7 +170,7 @@ fn place_outputs(graph: &mut Graph) {
 
 /// For every factor, the axes that shard it.
 fn strategy(
-    row: &Rule,
+    row: &FactorRow,
     operands: &[&Type],
     pinned: &[bool],
     result: &Type,
@@ -221,7 +221,7 @@ fn strategy(
 }
 
 /// Whether sharding `f` would make the result partial under a second operator.
-fn second_reduction(row: &Rule, chosen: &[Vec<AxisId>], f: usize) -> bool {
+fn second_reduction(row: &FactorRow, chosen: &[Vec<AxisId>], f: usize) -> bool {
     let reduction = |g: usize| match row.factors[g].kind {
         FactorKind::Reduce(op) => Some(op),
         _ => None,
@@ -234,7 +234,7 @@ fn second_reduction(row: &Rule, chosen: &[Vec<AxisId>], f: usize) -> bool {
 /// computing, and reducing.
 #[allow(clippy::too_many_arguments)]
 fn option_seconds(
-    row: &Rule,
+    row: &FactorRow,
     operands: &[&Type],
     result: &Type,
     axis: AxisId,
@@ -262,7 +262,7 @@ fn option_seconds(
         let (now, then) = (only(ty.sharding.dim_of(axis)), only(to));
         let mut at = Type { sharding: now.clone(), ..(*ty).clone() };
         for op in steps(&now, &then) {
-            if let Ok(s) = crate::rules::place_redistribution(&op, &at) {
+            if let Ok(s) = crate::factors::place_redistribution(&op, &at) {
                 let next = at.placed(s);
                 total += seconds(target, &op, &[&at], &next, mesh);
                 at = next;

@@ -11,7 +11,7 @@
 //! After: `%5 = all_reduce tp sum %4 ; backward in mlp why: mlp.up.weight is cut along the summed index (plan "tp");
 //! rule 7`.
 
-use crate::rules::{FactorKind, Rule, rule};
+use crate::factors::{FactorKind, FactorRow, row_of};
 use petgraph::graph::NodeIndex;
 use rustc_hash::FxHashMap;
 use std::cmp::Reverse;
@@ -234,7 +234,7 @@ impl<'a> Sources<'a> {
         let n = graph.node(node);
         let operands = graph.operands(node);
         let types: Vec<_> = operands.iter().map(|&v| graph.ty(v)).collect();
-        let row = rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
+        let row = row_of(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
         let mut cut = Vec::new();
         for (ty, dims) in n.types.iter().zip(&row.results) {
             let axes = ty.sharding.dims.iter().zip(dims).flat_map(|(axes, &f)| axes.iter().map(move |&a| (a, f)));
@@ -258,7 +258,7 @@ impl<'a> Sources<'a> {
         &self,
         graph: &Graph,
         operands: &[Value],
-        row: &Rule,
+        row: &FactorRow,
         factor: usize,
         axis: AxisId,
         summed: bool,

@@ -1,14 +1,18 @@
 //! The canonical redistribution from one placement to another.
 //!
-//! A partial value is reduced first. It is scattered if its axis is the next wanted axis of a dimension; wanted axes
-//! that are major to this one are sliced before. Then axes that are free are sliced, then axes move between dimensions
-//! (all-to-all), and then the rest is gathered. The result must be correct, but not optimal, because the e-graph
-//! improves it.
+//! A partial value is reduced first. If the next axis that a dimension should get is one of the partial axes, the value
+//! is reduce-scattered along that dimension; the other partial axes share one all-reduce. If the dimension should first
+//! get axes over which the value is invariant, it is sliced by them before.
+//!
+//! Then dimensions are sliced by the axes over which the value is invariant. As long as a dimension has an axis that it
+//! should not have, its last axis moves to the dimension whose next axis it should be (all-to-all), or is gathered if
+//! there is no such dimension. The result must be correct, but not optimal, because the e-graph improves it.
 //!
 //! Before: a reader needs `f32[8@dp, 64]`, and the value is `f32[8, 64] +sum@tp`. After: `all_reduce tp sum`,
-//! `shard_slice dp dim=0`.
+//! `shard_slice dp dim=0`. If the reader needs `f32[8@tp, 64]`, the value is scattered instead:
+//! `reduce_scatter tp sum dim=0`.
 
-use crate::rules::place_redistribution;
+use crate::factors::place_redistribution;
 use tpc_ir::{AxisId, Graph, Op, Origin, Sharding, Value};
 
 /// The steps that redistribute a value from one placement to another. `to` may only be partial over axes over which
@@ -16,10 +20,10 @@ use tpc_ir::{AxisId, Graph, Op, Origin, Sharding, Value};
 pub fn steps(from: &Sharding, to: &Sharding) -> Vec<Op> {
     let mut steps = Vec::new();
     let mut at = from.clone();
-    let kept = at.partial_axes().intersection(to.partial_axes());
-    let reduced = at.partial_axes().minus(kept);
+    let stays_partial = at.partial_axes().intersection(to.partial_axes());
+    let reduced = at.partial_axes().minus(stays_partial);
     if let (Some(p), false) = (at.partial, reduced.is_empty()) {
-        // Wanted axes that are major to an axis that can be scattered are sliced first.
+        // If axes over which the value is invariant come before an axis to scatter over, they are sliced first.
         for (dim, wanted) in to.dims.iter().enumerate() {
             let rest = wanted.strip_prefix(at.dims[dim].as_slice()).unwrap_or_default();
             let free: Vec<AxisId> = rest.iter().copied().take_while(|&a| at.is_invariant(a)).collect();
@@ -115,10 +119,9 @@ pub fn redistribute(graph: &mut Graph, value: Value, to: &Sharding, origin: &Ori
     let mut value = value;
     for op in steps(&graph.ty(value).sharding.clone(), to) {
         let ty = graph.ty(value);
-        if let Ok(sharding) = place_redistribution(&op, ty) {
-            let ty = ty.placed(sharding);
-            value = graph.push(op, &[value], ty, origin);
-        }
+        let sharding = place_redistribution(&op, ty).expect("`steps` has tried each step on this placement");
+        let ty = ty.placed(sharding);
+        value = graph.push(op, &[value], ty, origin);
     }
     value
 }

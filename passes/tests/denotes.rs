@@ -6,7 +6,7 @@ use tpc_ir::reason::Demand;
 use tpc_ir::{AxisId, Graph, InputId, MapFn, Mesh, Op, Scalar, Type, Value, parse, text};
 use tpc_passes::check::check;
 use tpc_passes::denotes::{DenoteError, denotes};
-use tpc_passes::egraph::{SearchOptions, optimize};
+use tpc_passes::egraph::{SearchOptions, improve};
 use tpc_passes::propagate::propagate;
 use tpc_passes::rebuild::rebuild;
 use tpc_passes::styles::annotations::{Annotation, Annotations};
@@ -51,7 +51,7 @@ fn placed() -> Graph {
     let inputs = [cut("u", 1), cut("v", 0), cut("w", 0)].into_iter().collect();
     let propagated = propagate(&model, &Annotations { mesh, inputs, ..Annotations::default() }, Target::cpu());
     denotes(&propagated, &model).unwrap();
-    optimize(&propagated, Target::cpu(), &SearchOptions::default()).0
+    improve(&propagated, Target::cpu(), &SearchOptions::default()).0
 }
 
 /// A copy of the graph in which `change` may modify the operation and operands of each node.

@@ -7,7 +7,7 @@ use tpc_passes::check::check;
 use tpc_passes::cost::graph_seconds;
 use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::rules::RuleId;
-use tpc_passes::egraph::{SearchOptions, optimize};
+use tpc_passes::egraph::{SearchOptions, improve};
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::annotations::{Annotation, Annotations};
 use tpc_passes::targets::{Link, Node, Target};
@@ -45,7 +45,7 @@ fn step(target: &Target, mesh: &str, disabled: &[u32]) -> (Graph, Graph) {
     let propagated = propagate(&logical, &annotations, target);
     let mut options = SearchOptions::default();
     options.disabled.extend(disabled.iter().map(|&number| RuleId::try_from(number).unwrap()));
-    let (placed, report) = optimize(&propagated, target, &options);
+    let (placed, report) = improve(&propagated, target, &options);
     check(&placed).unwrap();
     denotes(&placed, &logical).unwrap();
     assert_eq!((report.declined, report.unfinished()), (None, None));
@@ -119,6 +119,6 @@ fn a_small_value_alone_is_reduced_at_once() {
         %2 = all_reduce (out,in) sum %1 : f32[8]  ; forward
         output result \"y\" %2";
     let graph = parse::parse(source).unwrap();
-    let (placed, _) = optimize(&graph, &target, &SearchOptions::default());
+    let (placed, _) = improve(&graph, &target, &SearchOptions::default());
     assert_eq!(collectives(&placed), ["all_reduce out,in"]);
 }

@@ -22,7 +22,7 @@ use std::rc::Rc;
 use tpc_ir::interpret::Tensor;
 use tpc_ir::{AxisId, AxisSet, DType, Graph, InputId, MapFn, Mesh, Op, Partial, ReduceOp, Sharding, Type, Value, text};
 use tpc_passes::check::{CheckError, check, judge};
-use tpc_passes::rules::{Rule, place, place_redistribution, rule};
+use tpc_passes::factors::{FactorRow, place_redistribution, result_sharding, row_of};
 
 const REDUCTIONS: [ReduceOp; 3] = [ReduceOp::Sum, ReduceOp::Max, ReduceOp::Min];
 const MESHES: [&str; 4] = ["a=2", "a=3", "a=2,b=2", "a=2,b=3"];
@@ -176,11 +176,11 @@ impl<'a> Trial<'a> {
 
     /// Compares with the table: what it gives, the checker accepts.
     fn compare(&self, dims: &[&Dims], report: &mut Report) {
-        let row = rule(&self.case.op, &self.types, &self.case.results.iter().collect::<Vec<_>>());
+        let row = row_of(&self.case.op, &self.types, &self.case.results.iter().collect::<Vec<_>>());
         let given = |(result, dims): (usize, &&Dims)| {
             let given = Sharding { dims: (*dims).clone(), partial: None };
-            let of_result = Rule { results: vec![row.results[result].clone()], ..row.clone() };
-            place(&of_result, &self.types, Some(&given)).ok().filter(|s| s.dims == **dims)
+            let of_result = FactorRow { results: vec![row.results[result].clone()], ..row.clone() };
+            result_sharding(&of_result, &self.types, Some(&given)).ok().filter(|s| s.dims == **dims)
         };
         let Some(shardings) = dims.iter().enumerate().map(given).collect::<Option<Vec<_>>>() else {
             return;

@@ -18,12 +18,12 @@ use tpc_ir::{
 };
 use tpc_passes::check::check;
 use tpc_passes::cost::seconds;
+use tpc_passes::factors::{place_redistribution, result_sharding, row_of};
 use tpc_passes::planner::kernels::Kernels;
 use tpc_passes::planner::{Aim, Weights, plan, seconds as program_seconds};
 use tpc_passes::propagate::propagate;
 use tpc_passes::rebuild::{copy, rebuild};
 use tpc_passes::redistribute::steps;
-use tpc_passes::rules::{place, place_redistribution, rule};
 use tpc_passes::styles::annotations::{Annotation, Annotations};
 use tpc_passes::targets::{Link, Target};
 
@@ -60,7 +60,7 @@ type Way = (Vec<Sharding>, Sharding, f64);
 fn ways(target: &Target, graph: &Graph, kernels: &Kernels, node: petgraph::graph::NodeIndex) -> Vec<Way> {
     let (n, mesh) = (graph.node(node), &graph.mesh);
     let operands: Vec<&Type> = graph.operands(node).into_iter().map(|v| graph.ty(v)).collect();
-    let row = rule(&n.op, &operands, &[&n.types[0]]);
+    let row = row_of(&n.op, &operands, &[&n.types[0]]);
     let mut combinations: Vec<Vec<Type>> = vec![Vec::new()];
     for ty in &operands {
         let all = placements(ty.rank(), mesh, &[ReduceOp::Sum]);
@@ -70,7 +70,7 @@ fn ways(target: &Target, graph: &Graph, kernels: &Kernels, node: petgraph::graph
     }
     let way = |types: Vec<Type>| {
         let read: Vec<&Type> = types.iter().collect();
-        let at = place(&row, &read, None).ok()?;
+        let at = result_sharding(&row, &read, None).ok()?;
         let work = kernels.seconds(target, node.index(), &n.op, &read, &[&n.types[0].placed(at.clone())], mesh);
         Some((types.into_iter().map(|ty| ty.sharding).collect(), at, work))
     };

@@ -23,7 +23,7 @@ use tpc_passes::check::{CheckError, check};
 use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::rules::RuleId;
 use tpc_passes::egraph::term::Term;
-use tpc_passes::egraph::{Saturated, SearchOptions, optimize, saturate};
+use tpc_passes::egraph::{Saturated, SearchOptions, improve, saturate};
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::annotations::{Annotation, Annotations};
 use tpc_passes::targets::{Link, Target};
@@ -1387,7 +1387,7 @@ fn results_of_one_operation_are_distinguished() {
 /// Checks that the optimized graph passes the checker, denotes the original graph, computes the same values, costs no
 /// more, and is the same every time.
 fn agrees(graph: &Graph, inputs: &Inputs, options: &SearchOptions, tolerance: f64) -> Result<(), String> {
-    let (optimized, report) = optimize(graph, uneven(), options);
+    let (optimized, report) = improve(graph, uneven(), options);
     let shown = || format!("{}\nbecame\n{}", text::print(graph), text::print(&optimized));
     match check(&optimized) {
         // A partial output remains partial.
@@ -1398,7 +1398,7 @@ fn agrees(graph: &Graph, inputs: &Inputs, options: &SearchOptions, tolerance: f6
     if report.after > report.before * (1.0 + 1e-9) {
         return Err(format!("costs {} instead of {}: {}", report.after, report.before, shown()));
     }
-    let second = text::print(&optimize(graph, uneven(), options).0);
+    let second = text::print(&improve(graph, uneven(), options).0);
     if second != text::print(&optimized) {
         return Err(format!("two different programs: {}\nand\n{second}", shown()));
     }
@@ -1558,11 +1558,11 @@ fn what_each_rule_buys_on_random_programs() {
             let model = parse::parse(&source).unwrap();
             let graph = propagate(&model, &annotations(&model, &mesh, &draw(seed, 20)), uneven());
             let all = SearchOptions { disabled: BTreeSet::new(), ..SearchOptions::default() };
-            let (_, report) = optimize(&graph, uneven(), &all);
+            let (_, report) = improve(&graph, uneven(), &all);
             searches += 1;
             for (&rule, _) in report.rules.iter().filter(|(_, work)| work.added + work.unions > 0) {
                 let options = SearchOptions { disabled: BTreeSet::from([rule]), ..SearchOptions::default() };
-                let change = optimize(&graph, uneven(), &options).1.after / report.after;
+                let change = improve(&graph, uneven(), &options).1.after / report.after;
                 if change > 1.0 + 1e-9 {
                     *pays.entry(rule.number()).or_insert(0) += 1;
                 } else if change < 1.0 - 1e-9 {

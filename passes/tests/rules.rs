@@ -18,14 +18,14 @@ use tpc_ir::interpret::Tensor;
 use tpc_ir::op::Distribution;
 use tpc_ir::verify::redistributed;
 use tpc_ir::{AxisId, AxisSet, DType, MapFn, Mesh, Op, Partial, ReduceOp, Scalar, Sharding, Subscripts, Type};
+use tpc_passes::factors::{FactorRow, Misplaced, place_redistribution, result_sharding, row_of};
 use tpc_passes::redistribute::steps;
-use tpc_passes::rules::{Misplaced, Rule, place, place_redistribution, rule};
 
 /// The row of the table for a case, restricted to one result.
-fn row(case: &Case, result: usize) -> Rule {
+fn row(case: &Case, result: usize) -> FactorRow {
     let operands: Vec<&Type> = case.operands.iter().map(|(t, _)| t).collect();
-    let row = rule(&case.op, &operands, &case.results.iter().collect::<Vec<_>>());
-    Rule { results: vec![row.results[result].clone()], ..row }
+    let row = row_of(&case.op, &operands, &case.results.iter().collect::<Vec<_>>());
+    FactorRow { results: vec![row.results[result].clone()], ..row }
 }
 
 /// The findings of the validator.
@@ -171,7 +171,7 @@ impl<'a> Trial<'a> {
         let row = row(self.case, self.result);
         let free = row.results[0].iter().any(|f| !row.operands.iter().any(|o| o.contains(f)));
         if !free {
-            match place(&row, &self.types, None) {
+            match result_sharding(&row, &self.types, None) {
                 Ok(s) => self.admitted(&s, report),
                 Err(why) => {
                     let found = cuts.iter().find_map(|dims| self.existing(dims));
@@ -181,7 +181,7 @@ impl<'a> Trial<'a> {
             return;
         }
         for dims in cuts {
-            match place(&row, &self.types, Some(&Sharding { dims: dims.clone(), partial: None })) {
+            match result_sharding(&row, &self.types, Some(&Sharding { dims: dims.clone(), partial: None })) {
                 Ok(s) if s.dims == *dims => self.admitted(&s, report),
                 Ok(_) => {}
                 Err(why) => self.existing(dims).into_iter().for_each(|s| self.missed(&s, &why, report)),
@@ -466,7 +466,7 @@ mod traps {
 
     /// The placement that the table gives the result of an operation.
     fn placed(op: &Op, operands: &[&Type], shape: &[usize]) -> Result<Sharding, Misplaced> {
-        place(&rule(op, operands, &[&Type::new(DType::F64, shape)]), operands, None)
+        result_sharding(&row_of(op, operands, &[&Type::new(DType::F64, shape)]), operands, None)
     }
 
     fn subs(text: &str) -> Subscripts {
@@ -563,8 +563,8 @@ mod traps {
     fn an_index_of_the_maximum_of_a_sharded_row() {
         let x = ty(&[3, 5], &[&[], &[A]], &[]);
         let results = [Type::new(DType::F64, [3, 1]), Type::new(DType::I64, [3, 1])];
-        let row = rule(&Op::TopK, &[&x], &[&results[0], &results[1]]);
-        assert_eq!(place(&row, &[&x], None), Err(Whole));
+        let row = row_of(&Op::TopK, &[&x], &[&results[0], &results[1]]);
+        assert_eq!(result_sharding(&row, &[&x], None), Err(Whole));
     }
 
     /// xla 42481: the rows of a scatter-add that is still partial cannot be sliced along the same axis.
@@ -572,10 +572,10 @@ mod traps {
     fn a_slice_before_the_reduction_of_a_scatter_add() {
         let (index, update) = (ty(&[6], &[&[A]], &[]), ty(&[6, 2], &[&[A], &[]], &[]));
         let to = Type::new(DType::F64, [4, 2]);
-        let row = rule(&Op::ScatterAdd, &[&index, &update], &[&to]);
+        let row = row_of(&Op::ScatterAdd, &[&index, &update], &[&to]);
         let cut = ty(&[4, 2], &[&[A], &[]], &[]);
-        assert_eq!(place(&row, &[&index, &update], Some(&cut.sharding)), Err(AxisTwice));
-        let sum = to.placed(place(&row, &[&index, &update], None).unwrap());
+        assert_eq!(result_sharding(&row, &[&index, &update], Some(&cut.sharding)), Err(AxisTwice));
+        let sum = to.placed(result_sharding(&row, &[&index, &update], None).unwrap());
         assert_eq!(sum, ty(&[4, 2], &[&[], &[]], &[A]));
         assert_eq!(place_redistribution(&Op::ShardSlice { dim: 0, axes: vec![A] }, &sum), Err(Redistribution));
         let scatter = Op::ReduceScatter { op: ReduceOp::Sum, dim: 0, axes: vec![A] };

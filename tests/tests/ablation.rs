@@ -16,7 +16,7 @@ use tpc_ir::program::wire_bytes;
 use tpc_ir::{Graph, InputId, InputKind, OutputKind};
 use tpc_passes::check::check;
 use tpc_passes::egraph::rules::RuleId;
-use tpc_passes::egraph::{FloatingPoint, SearchOptions, SearchReport, optimize};
+use tpc_passes::egraph::{FloatingPoint, SearchOptions, SearchReport, improve};
 use tpc_passes::propagate::propagate;
 use tpc_passes::reshard::reshard_after_forward;
 use tpc_passes::styles::plan::BUILT_IN;
@@ -75,7 +75,7 @@ struct Propagated {
 
 impl Propagated {
     fn placed(&self, options: &SearchOptions) -> (Graph, SearchReport) {
-        let (optimized, report) = optimize(&self.graph, self.target, options);
+        let (optimized, report) = improve(&self.graph, self.target, options);
         (reshard_after_forward(&optimized, &self.gathered.iter().collect()), report)
     }
 }

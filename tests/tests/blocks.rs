@@ -14,7 +14,7 @@ use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::{Graph, InputId, InputKind, OutputKind, fold, parse, text};
 use tpc_passes::check::check;
 use tpc_passes::denotes::denotes;
-use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
+use tpc_passes::egraph::{SearchOptions, SearchReport, improve};
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::parallelize_module;
 use tpc_passes::styles::{PairwiseParallel, Plan};
@@ -59,7 +59,7 @@ impl Model {
         let (logical, annotations) = parallelize_module(&self.captured, &mesh(on), plan.clone(), None).unwrap();
         let propagated = propagate(&logical, &annotations, Target::cpu());
         let both = [true, false]
-            .map(|blocks| optimize(&propagated, Target::cpu(), &SearchOptions { blocks, ..SearchOptions::default() }));
+            .map(|blocks| improve(&propagated, Target::cpu(), &SearchOptions { blocks, ..SearchOptions::default() }));
         (logical, both)
     }
 

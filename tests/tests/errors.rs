@@ -57,7 +57,7 @@ fn placements_that_do_not_fit() {
     refused(
         plan(json!({ "model.layers.*.self_attn.q.weight": ["tp", null] })),
         "tp=2",
-        "plan entry `model.layers.*.self_attn.q.weight` of the placements matches no parameter; the nearest are model.layers.0.self_attn.k_proj.weight, model.layers.0.self_attn.o_proj.weight, model.layers.0.self_attn.q_proj.weight",
+        "plan entry `model.layers.*.self_attn.q.weight` of the placements matches no parameter; the nearest are model.layers.0.self_attn.q_proj.weight, model.layers.1.self_attn.q_proj.weight, model.layers.0.self_attn.k_proj.weight",
     );
     refused(
         plan(json!({ "model.norm.weight": ["tp", null] })),
@@ -178,7 +178,7 @@ fn plan_files() {
         ("[]", "`the plan` in the plan must be an object, found []".into()),
         (
             r#"{"style": {}}"#,
-            "the plan has an unknown key `style` in the plan: known are axis, styles, data, loss_parallel".into(),
+            "the plan has an unknown key `style` in the plan: known are extends, axis, styles, data, loss_parallel, placements".into(),
         ),
         (r#"{"axis": true}"#, "`axis` in the plan must be the name or number of a mesh axis, found true".into()),
         (

@@ -9,7 +9,7 @@ use tpc_compiler::capture::{Captured, capture_training};
 use tpc_compiler::import::import;
 use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::{Graph, InputId, InputKind, Mesh, Op};
-use tpc_passes::egraph::{SearchOptions, optimize};
+use tpc_passes::egraph::{SearchOptions, improve};
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::parallelize_module;
 use tpc_passes::styles::{ColwiseParallel, PairwiseParallel, Plan, RowwiseParallel};
@@ -67,7 +67,7 @@ fn stages(captured: &Captured, meshes: &[&str], plan: &Plan) {
         let placed = propagate(&logical, &annotations, Target::cpu());
         check::check(&placed).unwrap();
         assert!(difference(&expected, &on_ranks(&placed, &feed)) < 1e-9, "{mesh} placed");
-        let (best, report) = optimize(&placed, Target::cpu(), &SearchOptions::default());
+        let (best, report) = improve(&placed, Target::cpu(), &SearchOptions::default());
         println!("{mesh} {report:?} {:?} -> {:?}", counts(&placed), counts(&best));
         println!("{}", tpc_ir::text::print(&best));
         check::check(&best).unwrap();

@@ -9,7 +9,7 @@ use tpc_ir::{Graph, OutputKind, parse};
 use tpc_passes::check::check;
 use tpc_passes::check::obligations::{Obligations, Subject};
 use tpc_passes::denotes::denotes;
-use tpc_passes::egraph::{Bounds, Extraction, SearchOptions, SearchReport, Stop, optimize};
+use tpc_passes::egraph::{Bounds, Extraction, SearchOptions, SearchReport, Stop, improve};
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::{Plan, parallelize_module};
 use tpc_passes::targets::Target;
@@ -138,7 +138,7 @@ fn random_plans_stay_within_their_bounds() {
                     continue;
                 };
                 let propagated = propagate(&logical, &annotations, Target::cpu());
-                let (placed, report) = optimize(&propagated, Target::cpu(), &SearchOptions::default());
+                let (placed, report) = improve(&propagated, Target::cpu(), &SearchOptions::default());
                 let what = format!("{} on {on}: {text}", model.family);
                 is_bounded(&what, &report, propagated.len());
                 assert!(report.after <= report.before, "{what}: {report:?}");
@@ -162,7 +162,7 @@ fn random_plans_stay_within_their_bounds() {
 fn a_program_that_took_a_minute_is_bounded() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/slow.tpc");
     let propagated = parse::parse(&std::fs::read_to_string(file).unwrap()).unwrap();
-    let (placed, report) = optimize(&propagated, Target::cpu(), &SearchOptions::default());
+    let (placed, report) = improve(&propagated, Target::cpu(), &SearchOptions::default());
     is_bounded("slow.tpc", &report, propagated.len());
     check(&placed).unwrap();
 }
@@ -173,7 +173,7 @@ fn a_bound_that_is_reached_is_reported() {
     let plan = Plan::built_in("2d").unwrap();
     let (logical, annotations) = parallelize_module(&model.captured, &mesh("dp=2,tp=2"), plan, None).unwrap();
     let propagated = propagate(&logical, &annotations, Target::cpu());
-    let limited = |options: SearchOptions| optimize(&propagated, Target::cpu(), &options).1;
+    let limited = |options: SearchOptions| improve(&propagated, Target::cpu(), &options).1;
     let default = SearchOptions::default;
     let rounds = limited(SearchOptions { rounds: 1, ..default() });
     assert_eq!((rounds.stop, rounds.extraction), (Stop::Rounds(1), Extraction::Settled));

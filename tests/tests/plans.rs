@@ -202,7 +202,7 @@ fn plans_are_completed_and_exported() {
     let scratch = Scratch::new("exported");
     let dir = scratch.path("plans");
     let of = |more: &[&str]| {
-        let usual = ["plans", "--preset", "gpt", "--train", "--batch", "8", "--seq", "64", "--ranks", "4", "--json"];
+        let usual = ["plans", "--preset", "gpt", "--train", "--batch", "8", "--seq", "64", "--ranks", "2", "--json"];
         let (code, out, err) = tpc(&[&usual[..], more].concat());
         assert_eq!(code, 0, "{err}");
         serde_json::from_str::<serde_json::Value>(&out).unwrap()
@@ -213,8 +213,8 @@ fn plans_are_completed_and_exported() {
     assert!(best(&found) <= best(&given), "{found}");
     let rows = found["plans"].as_array().unwrap();
     let open: Vec<usize> = (0..rows.len()).filter(|&i| rows[i]["placements"].is_object()).collect();
-    assert_eq!(open.len(), 2, "on one axis and on two: {found}");
-    for i in [open[0], open[1], (0..rows.len()).find(|i| !open.contains(i)).unwrap()] {
+    assert_eq!(open.len(), 1, "{found}");
+    for i in [open[0], (0..rows.len()).find(|i| !open.contains(i)).unwrap()] {
         let axes: Vec<(String, u64)> = rows[i]["mesh"]
             .as_object()
             .unwrap()
@@ -229,7 +229,7 @@ fn plans_are_completed_and_exported() {
         let (code, out, err) = tpc(&[&usual[..], &more[..]].concat());
         assert_eq!(code, 0, "{err}");
         let costs: serde_json::Value = serde_json::from_str(&out).unwrap();
-        assert_eq!(costs["seconds"], rows[i]["seconds"], "{file}");
-        assert_eq!(costs["arena_bytes"], rows[i]["arena_bytes"], "{file}");
+        assert_eq!(costs["plan"]["seconds"], rows[i]["seconds"], "{file}");
+        assert_eq!(costs["plan"]["arena_bytes"], rows[i]["arena_bytes"], "{file}");
     }
 }

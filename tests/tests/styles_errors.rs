@@ -454,7 +454,7 @@ impl ParallelStyle for Picky {
         "nothing at all"
     }
 
-    fn place(&self, module: &StyledModule<'_>, _: &mut Placements) -> Result<(), StyleError> {
+    fn demand(&self, module: &StyledModule<'_>, _: &mut Placements) -> Result<(), StyleError> {
         if self.refuses {
             return Err(StyleError::NoModule { path: module.path().to_string(), nearest: vec!["elsewhere".into()] });
         }

@@ -687,7 +687,7 @@ impl ParallelStyle for Alternating {
         "linears in a row"
     }
 
-    fn place(&self, module: &StyledModule<'_>, to: &mut Placements) -> Result<(), StyleError> {
+    fn demand(&self, module: &StyledModule<'_>, to: &mut Placements) -> Result<(), StyleError> {
         for (weight, level) in module.levels() {
             assert_eq!(weight.role, Role::Linear);
             let path = &weight.name.holder();

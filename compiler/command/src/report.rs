@@ -9,7 +9,7 @@ use tpc_ir::text::{is_inline, number, operation, output_name, value_text};
 use tpc_ir::{AxisSet, Graph, InputId, InputKind, Mesh, ModulePath, Op, Subscripts, Type};
 use tpc_passes::egraph::rules::all_rules;
 use tpc_passes::egraph::{RuleWork, SearchReport};
-use tpc_passes::lower::launches::{Schedule, why};
+use tpc_passes::lower::events::{Schedule, why};
 use tpc_passes::planner::{AxesReport, PlannerReport};
 use tpc_passes::targets::Target;
 

@@ -13,7 +13,7 @@
 //! | why that failed | [`error`] |
 //! | under which names plans and files know parameters | [`rename`] |
 //! | what a session gets before its first step | `feed` |
-//! | programs that share parameters | `beside` |
+//! | programs of one session that share parameters | `shared_session` |
 //! | elements as bytes | `data` |
 //! | facts about the model in the errors of a plan | [`explain`] |
 //! | which plans there are for so many ranks, and what each would cost | [`plans`] |
@@ -25,7 +25,6 @@
 //! | optimizers composed of other optimizers | [`optimizer`] |
 //! | capturing, loading, initializing and saving a model directory | [`pretrained`] |
 
-mod beside;
 pub mod budget;
 #[cfg(feature = "train")]
 pub mod burn_train;
@@ -44,6 +43,7 @@ pub mod plans;
 pub mod pretrained;
 pub mod program;
 pub mod rename;
+mod shared_session;
 pub mod summary;
 pub mod target;
 mod together;

@@ -1,10 +1,13 @@
 //! Compiling, launching and stepping programs.
 //!
-//! ```text
-//! capture → import → canonicalize → annotate → propagate → e-graph → lower → session
-//! ```
+//! | step | function |
+//! |---|---|
+//! | captured programs to imported graphs | `import_with`, in [`compile_training`] and [`compile_inference`] |
+//! | freezing and clipping; the canonical graph and what the plan demands of it; precision and micro-batches | `prepare` |
+//! | the first placement of every value, the planner, the e-graph | [`place`] |
+//! | one program per rank | `lower_sharing_inputs`, in [`compile_graph`] |
+//! | a session | `launch` of the compiled program |
 
-use crate::beside::{self, Beside, Kept};
 use crate::capture::{Captured, Init, Number, StepScalars, TrainingCapture};
 use crate::error::Error;
 use crate::explain::Facts;
@@ -12,6 +15,7 @@ use crate::feed::{check_memory, feed, seed_bytes, write_seed};
 use crate::import::{Imported, Signature, import_with, step_scalar};
 pub use crate::place::{Placed, place};
 use crate::rename::{Rename, renamed};
+use crate::shared_session::{SessionPlacements, SharedSession, parallelize_like};
 use crate::target;
 use crate::together;
 use burn::tensor::TensorData;
@@ -25,10 +29,10 @@ use tpc_ir::{Graph, InputId, InputKind, Mesh, OutputKind};
 use tpc_passes::check::obligations::Obligations;
 use tpc_passes::check::well_formed;
 use tpc_passes::egraph::{SearchOptions, SearchReport};
-use tpc_passes::kept::place_kept;
+use tpc_passes::kept::place_caches;
 use tpc_passes::lower::{LowerOptions, lower_sharing_inputs};
 use tpc_passes::options::{StepOptions, on_captured, on_logical};
-use tpc_passes::styles::{Annotations, Plan};
+use tpc_passes::styles::{Annotations, Plan, parallelize_module};
 use tpc_passes::targets::Target;
 use tpc_runtime::RuntimeError;
 use tpc_runtime::checkpoint::{self, Checkpoint, SaveOptions};
@@ -101,24 +105,24 @@ pub struct Stages {
 /// # Errors
 /// A plan that does not fit.
 pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Stages, Error> {
-    compile_graph_beside(captured, mesh, plan, options, &Beside::default())
+    compile_graph_in(captured, mesh, plan, options, &SharedSession::default())
 }
 
 /// [`compile_graph`] for a program that a session executes in turn with others.
 ///
 /// # Errors
 /// The errors of [`compile_graph`]; a parameter that needs another placement than in the other programs.
-pub(crate) fn compile_graph_beside(
+pub(crate) fn compile_graph_in(
     captured: Graph,
     mesh: &Mesh,
     plan: &Plan,
     options: &CompileOptions,
-    beside: &Beside<'_>,
+    session: &SharedSession<'_>,
 ) -> Result<Stages, Error> {
     let Planned { captured, logical, annotations, placed: Placed { propagated, placed, obligations, report } } =
-        plan_graph(captured, mesh, plan, options, beside)?;
-    let ranks = lower_sharing_inputs(&placed, &options.target, &options.lower, &beside.programs)?;
-    beside.check(&ranks)?;
+        plan_graph(captured, mesh, plan, options, session)?;
+    let ranks = lower_sharing_inputs(&placed, &options.target, &options.lower, &session.programs)?;
+    session.check(&ranks)?;
     Ok(Stages { captured, logical, annotations, propagated, placed, obligations, report, ranks })
 }
 
@@ -146,21 +150,24 @@ pub(crate) fn prepare(
     mesh: &Mesh,
     plan: &Plan,
     options: &CompileOptions,
-    beside: &Beside<'_>,
+    session: &SharedSession<'_>,
 ) -> Result<Prepared, Error> {
     addressable(&captured)?;
     let mut captured = on_captured(&captured, &options.step)?.into_owned();
     well_formed(&captured)?;
     // The plan needs to know the gradient of each parameter, even if no output reads it.
-    let (mut logical, annotations) = beside::annotated(&captured, mesh, plan, beside)?;
+    let (mut logical, annotations) = match session.placements {
+        None => parallelize_module(&captured, mesh, plan.clone(), None)?,
+        Some(first) => parallelize_like(first, &captured, mesh, plan)?,
+    };
     if !options.gradients {
         captured.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
         logical.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
     }
     let (logical, mut annotations) = on_logical(logical, annotations, &options.step)?;
     well_formed(&logical)?;
-    if beside.kept.is_none() {
-        place_kept(&logical, &mut annotations, &options.target);
+    if session.placements.is_none() {
+        place_caches(&logical, &mut annotations, &options.target);
     }
     Ok(Prepared { captured, logical, annotations })
 }
@@ -174,9 +181,9 @@ pub(crate) fn plan_graph(
     mesh: &Mesh,
     plan: &Plan,
     options: &CompileOptions,
-    beside: &Beside<'_>,
+    session: &SharedSession<'_>,
 ) -> Result<Planned, Error> {
-    let Prepared { captured, logical, annotations } = prepare(captured, mesh, plan, options, beside)?;
+    let Prepared { captured, logical, annotations } = prepare(captured, mesh, plan, options, session)?;
     let placed = place(&logical, &annotations, options)?;
     Ok(Planned { captured, logical, annotations, placed })
 }
@@ -302,19 +309,19 @@ pub(crate) enum Which {
 ///
 /// # Errors
 /// The errors of [`compile_training`]; a parameter that needs another placement than in the other programs.
-pub(crate) fn compile_step_beside(
+pub(crate) fn compile_step_in(
     capture: &TrainingCapture,
     which: Which,
     mesh: &Mesh,
     plan: &Plan,
     options: &CompileOptions,
-    beside: &Beside<'_>,
+    session: &SharedSession<'_>,
 ) -> Result<(Stages, HashMap<String, TensorData>), Error> {
-    let signature = Signature::with_constants(beside.constants.clone(), [&capture.steady, &capture.first])?;
+    let signature = Signature::with_constants(session.constants.clone(), [&capture.steady, &capture.first])?;
     let captured = if which == Which::First { &capture.first } else { &capture.steady };
     let Imported { graph, constants } = import_with(captured, &signature)?;
     let facts = Facts::of(captured, &str::to_string);
-    let stages = compile_graph_beside(graph, mesh, plan, options, beside).map_err(|e| facts.explain(e))?;
+    let stages = compile_graph_in(graph, mesh, plan, options, session).map_err(|e| facts.explain(e))?;
     Ok((stages, constants))
 }
 
@@ -329,27 +336,27 @@ pub fn compile_inference(
     options: &CompileOptions,
     rename: Rename,
 ) -> Result<InferenceProgram, Error> {
-    compile_inference_beside(captured, mesh, plan, options, rename, &Beside::default())
+    compile_inference_in(captured, mesh, plan, options, rename, &SharedSession::default())
 }
 
 /// [`compile_inference`] for a program that a session executes in turn with others.
 ///
 /// # Errors
 /// The errors of [`compile_inference`]; a parameter that needs another placement than in the other programs.
-pub(crate) fn compile_inference_beside(
+pub(crate) fn compile_inference_in(
     captured: &Captured,
     mesh: &Mesh,
     plan: &Plan,
     options: &CompileOptions,
     rename: Rename,
-    beside: &Beside<'_>,
+    session: &SharedSession<'_>,
 ) -> Result<InferenceProgram, Error> {
     let facts = Facts::of(captured, rename);
     let captured = renamed(captured, rename);
-    let signature = Signature::with_constants(beside.constants.clone(), [&captured])?;
+    let signature = Signature::with_constants(session.constants.clone(), [&captured])?;
     let Imported { graph, constants } = import_with(&captured, &signature)?;
     let options = CompileOptions { step: options.step.of_inference(), ..options.clone() };
-    let stages = compile_graph_beside(graph, mesh, plan, &options, beside).map_err(|e| facts.explain(e))?;
+    let stages = compile_graph_in(graph, mesh, plan, &options, session).map_err(|e| facts.explain(e))?;
     Ok(InferenceProgram { stages, constants, values: captured.values, target: options.target, seed: options.seed })
 }
 
@@ -373,17 +380,18 @@ pub fn compile_training_together(
     let compile = |capture| {
         let program = compile_training(capture, mesh, plan, options, rename)?;
         look(&program);
-        let beside = match evaluation {
+        let evaluation = match evaluation {
             Some(captured) => {
-                let (kept, constants) = (Kept::of(&program.steady.placed), program.constants.clone());
+                let (placements, constants) =
+                    (SessionPlacements::of(&program.steady.placed), program.constants.clone());
                 let programs = vec![&program.first.ranks[..], &program.steady.ranks];
-                let beside = Beside { kept: Some(&kept), constants, programs };
-                Some(compile_inference_beside(captured, mesh, plan, options, rename, &beside)?)
+                let session = SharedSession { placements: Some(&placements), constants, programs };
+                Some(compile_inference_in(captured, mesh, plan, options, rename, &session)?)
             }
             None => None,
         };
         let mut compiled = CompiledTraining::from(program);
-        if let Some(evaluation) = beside {
+        if let Some(evaluation) = evaluation {
             compiled.constants = evaluation.constants;
             compiled.ranks.evaluation = Some(evaluation.stages.ranks);
         }

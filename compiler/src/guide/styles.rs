@@ -27,7 +27,7 @@
 //!         "embeddings"
 //!     }
 //!
-//!     fn place(&self, module: &styles::Module<'_>, placements: &mut Placements) -> Result<(), StyleError> {
+//!     fn demand(&self, module: &styles::Module<'_>, placements: &mut Placements) -> Result<(), StyleError> {
 //!         for table in module.all_parameters().filter(|weight| weight.role == Role::Embedding) {
 //!             placements.cut(module, table, Direction::Rows);
 //!             placements.result(&table.name.holder(), 0, Prepare::to(Layout::Shard(1)));

@@ -19,7 +19,7 @@ impl ParallelStyle for Vocabulary {
         "a module with an embedding"
     }
 
-    fn place(&self, module: &tpc::styles::Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
+    fn demand(&self, module: &tpc::styles::Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         let rows = |role| module.all_parameters().filter(move |w| w.role == role);
         let words = rows(Role::Embedding).map(|table| module.rows(table)).max();
         for table in rows(Role::Embedding).filter(|table| Some(module.rows(table)) == words) {

@@ -9,8 +9,8 @@
 //! Before: `%1 = reshape %0 : f32[2, 4, 96]`, `%2 = slice dim=2 start=32 %1 : f32[2, 4, 32]`.
 //! After: `%1 = index dim=2 index=1 %0 : f32[2, 4, 32]` with `%0 : f32[2, 4, 3, 32]`.
 
+use crate::factors::{FactorKind, aligned, row_of};
 use crate::rebuild::rebuild;
-use crate::rules::{FactorKind, aligned, rule};
 use petgraph::graph::NodeIndex;
 use petgraph::unionfind::UnionFind;
 use std::collections::{HashMap, HashSet};
@@ -59,7 +59,7 @@ impl Indices {
             }
             let operands = graph.operands(node);
             let types: Vec<&Type> = operands.iter().map(|&v| graph.ty(v)).collect();
-            let row = rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
+            let row = row_of(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
             let cut = chunked(graph, node);
             let mut of_factor: HashMap<usize, usize> = HashMap::new();
             let results = (0..n.types.len() as u32).map(|result| Value { node, result });

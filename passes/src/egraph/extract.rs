@@ -4,8 +4,8 @@
 //! a shared residual once for each reader, and what sharing saves is lost.) The search starts from the program that came
 //! in. Each class outside of it gets the term with the least *marginal* cost, which is what the term needs beyond the
 //! current program. Then one class at a time changes its term if the exact total falls, until no change helps. A collective
-//! with several readers prevents that, since no reader gains by leaving it alone, so all readers of a collective leave it
-//! together if the total falls then. Where links differ, a reduction is also taken apart by one change of three classes.
+//! with several readers prevents that, since no single reader gains by a term without it, so all its readers change to
+//! such terms in one step if the total falls then. Where links differ, a reduction is also taken apart by one change of three classes.
 //! Then the marginal costs are computed again, and so on. The total never rises, so the result costs at most what the
 //! program that came in costs.
 //!
@@ -231,8 +231,8 @@ impl Search {
     }
 
     /// Takes reductions apart where the total falls: an all-reduce becomes the gather of a reduction of a scatter (rule 25).
-    /// Changing one class at a time does not find that, since the class below the gather is cheapest as a slice of the
-    /// all-reduce itself, which would be a cycle.
+    /// Changing one class at a time does not find that: the cheapest term of the class below the gather is a slice of the
+    /// all-reduce itself, and with that term the program would have a cycle.
     fn take_apart(&mut self) {
         let mut sums: Vec<(usize, Place)> = self.used().collect();
         sums.retain(|&(_, id)| self.classes[id].heads[self.choice[id]] == Heads::ALL_REDUCE);

@@ -1,10 +1,16 @@
 //! The heart: an e-graph inserts, moves, merges and removes redistributions.
 //!
-//! An e-class is one local value per rank. Its type, with placement, is analysis data; merging two classes of different
-//! type is a bug of a rule, which the analysis reports at once. The rules are the equalities in [`rules`], and each takes
-//! its condition from the factor table. [`mod@extract`] picks one operation per class so that the whole graph costs least.
-//! The input program is always a candidate, so the result is never worse. A program that repeats is searched with few
-//! occurrences and made longer again (`blocks.rs`).
+//! An e-class is one local value per rank, and a *term* is an operation applied to classes: one way to compute it. The
+//! type of a class, with placement, is analysis data; merging two classes of different type is a bug of a rule, which the
+//! analysis reports at once. The rules are the equalities in [`rules`], and each takes its condition from the factor
+//! table. [`mod@extract`] picks one term per class so that the whole graph costs least. The input program is always a
+//! candidate, so the result is never worse. A program that repeats is searched with few occurrences and made longer
+//! again (`blocks.rs`).
+//!
+//! The cost of a collective depends on its *company* ([`Company`](crate::cost::Company)): the reductions of gradients
+//! begin together in buckets, so each of them costs its bytes and a launch, but not the latency of its link. The operand
+//! of a gradient's all-reduce is a *summand*, because the gradient is its sum over ranks. A gather *completes* a gradient
+//! if it is the last step of a reduction that rule 25 split.
 //!
 //! Before, the input gradient of q, k and v: `%10 = all_reduce tp sum %7`, `%11 = all_reduce tp sum %8`, `%12 = all_reduce
 //! tp sum %9`, `%13 = add %10, %11, %12`.
@@ -16,12 +22,12 @@ mod heads;
 mod limits;
 mod options;
 mod provenance;
-mod rebuild;
 mod report;
 pub mod rules;
 mod saturate;
 mod stop;
 pub mod term;
+mod to_graph;
 
 use crate::cost::{Gradients, Role, graph_seconds, seconds_in};
 use crate::reasons::explain;
@@ -31,13 +37,13 @@ use extract::extract;
 pub use heads::Heads;
 pub use limits::Bounds;
 pub use options::{FloatingPoint, SearchOptions};
-use rebuild::rebuild;
 pub use report::{RuleWork, SearchReport, Work};
 use rules::RuleId;
 pub use saturate::{Saturated, saturate};
 use std::collections::{BTreeMap, HashSet};
 pub use stop::{Extraction, Stop};
 use term::{Term, Typing};
+use to_graph::to_graph;
 use tpc_ir::{Graph, Op, Type};
 
 /// An optimized graph.
@@ -53,8 +59,8 @@ struct Found {
     blocks: Vec<(String, usize)>,
 }
 
-/// Optimizes a placed graph for a target: never to one that costs more there.
-pub fn optimize(graph: &Graph, target: &Target, options: &SearchOptions) -> (Graph, SearchReport) {
+/// Improves a placed graph for a target: never to one that costs more there.
+pub fn improve(graph: &Graph, target: &Target, options: &SearchOptions) -> (Graph, SearchReport) {
     let mut found = search(graph, target, options);
     explain(&mut found.graph);
     let (before, after) = (graph_seconds(target, graph), graph_seconds(target, &found.graph));
@@ -62,7 +68,8 @@ pub fn optimize(graph: &Graph, target: &Target, options: &SearchOptions) -> (Gra
     let mut report =
         SearchReport { before, after, declined: None, work, bounds, stop, extraction, rules, blocks, planner: None };
     if after > before {
-        // Extraction sums up what its moves change, under guesses about company; the whole program's cost decides.
+        // Extraction adds up the gain of each move and guesses which collectives will share a bucket. The guess may be
+        // wrong, so the cost of the whole program decides.
         (report.after, report.declined) = (before, Some(after));
         return (graph.clone().with_regions(Vec::new()), report);
     }
@@ -86,31 +93,32 @@ fn whole(graph: &Graph, target: &Target, options: &SearchOptions) -> Found {
     let reductions = classes.iter().flat_map(|&id| &egraph[id].nodes);
     let reductions = reductions.filter(|t| matches!(egraph.analysis.key(t.key).op, Op::AllReduce { .. }));
     let before: Vec<Id> = reductions.map(|t| egraph.find(t.children[0])).collect();
-    // What only a rule found to be a term of a gradient is one, too, as the sum of the two gradients of a tied table.
-    let mut terms: HashSet<Id> = gradients.terms.iter().map(|&n| class_of[&n.into()]).collect();
-    terms.extend(&before);
+    // Operands of all-reduces that a rule added to a gradient's class are summands of that gradient, too. Example: a tied
+    // table, where a rule first adds its two gradients.
+    let mut summands: HashSet<Id> = gradients.summands.iter().map(|&n| class_of[&n.into()]).collect();
+    summands.extend(&before);
     classes.extend(before);
-    let sums = hierarchies(&egraph, &mut classes, &mut terms);
+    let reduced = hierarchies(&egraph, &mut classes, &mut summands);
     let seconds = |op: &Op, operands: &[(Id, &Type)], result: (Id, &Type)| {
-        let term = operands.iter().any(|o| terms.contains(&o.0));
-        let (gradient, completes) = (classes.contains(&result.0), sums.contains(&result.0));
-        let company = gradients.company(op, &Role { gradient, term, completes });
+        let summand = operands.iter().any(|o| summands.contains(&o.0));
+        let (gradient, completes) = (classes.contains(&result.0), reduced.contains(&result.0));
+        let company = gradients.company(op, &Role { gradient, summand, completes });
         let types: Vec<&Type> = operands.iter().map(|o| o.1).collect();
         seconds_in(company, target, op, &types, result.1, &graph.mesh)
     };
     let solution = extract(&egraph, &roots, &first, &seconds, bounds.moves);
     (work.moves, work.crowded) = (solution.moves, solution.crowded);
-    let (mut graph, due) = rebuild(graph, &egraph, &solution.order, &class_of);
+    let (mut graph, due) = to_graph(graph, &egraph, &solution.order, &class_of);
     explain(&mut graph);
     Found { graph, due, work, bounds, stop, extraction: solution.end, rules, blocks: Vec::new() }
 }
 
-/// Adds what gradients are made of where rule 25 may take their reductions apart: the reductions over the slow axes, and
-/// the terms of these. Gives the classes of the sums that a gather may complete.
-fn hierarchies(egraph: &EGraph<Term, Typing>, classes: &mut HashSet<Id>, terms: &mut HashSet<Id>) -> HashSet<Id> {
-    let mut sums = HashSet::new();
+/// If links differ, rule 25 may split a gradient's reduction. Adds the inner reductions over the slow axes to `classes`
+/// and their operands to `summands`, and returns the reduced gradients, which may end in a gather.
+fn hierarchies(egraph: &EGraph<Term, Typing>, classes: &mut HashSet<Id>, summands: &mut HashSet<Id>) -> HashSet<Id> {
+    let mut reduced = HashSet::new();
     if !egraph.analysis.links_differ() {
-        return sums;
+        return reduced;
     }
     let below = |id: Id, head: Heads| -> Vec<Id> {
         let found = egraph[id].nodes.iter().filter(|t| egraph.analysis.head(t.key) == head);
@@ -118,10 +126,10 @@ fn hierarchies(egraph: &EGraph<Term, Typing>, classes: &mut HashSet<Id>, terms: 
     };
     let mut pending: Vec<Id> = classes.iter().copied().collect();
     while let Some(id) = pending.pop() {
-        if !egraph[id].data.heads.meets(Heads::ALL_REDUCE) || !sums.insert(id) {
+        if !egraph[id].data.heads.meets(Heads::ALL_REDUCE) || !reduced.insert(id) {
             continue;
         }
-        terms.extend(below(id, Heads::ALL_REDUCE));
+        summands.extend(below(id, Heads::ALL_REDUCE));
         for inner in below(id, Heads::ALL_GATHER) {
             if egraph[inner].data.heads.meets(Heads::ALL_REDUCE) {
                 classes.insert(inner);
@@ -129,5 +137,5 @@ fn hierarchies(egraph: &EGraph<Term, Typing>, classes: &mut HashSet<Id>, terms: 
             }
         }
     }
-    sums
+    reduced
 }

@@ -1,10 +1,10 @@
 //! A program becomes an e-graph, and rules find what is equal in it.
 //!
-//! Each round applies the rules by number to the classes in which there is something to move. A class knows the kinds of its
-//! terms, so a rule that says nothing of them costs a comparison of two sets. Rules look at the terms of a class and of its
-//! operands, so a rule is not applied again to a class as long as neither change. The bounds of
-//! [`limits`](super::limits) end the search between two applications; what was found until then is an e-graph of equal
-//! programs like any other.
+//! Each round applies the rules by number to the classes in which there is something to move. Each class stores which
+//! kinds of operations it contains. A rule whose left side has none of them is skipped after one set comparison. Rules
+//! look at the terms of a class and of its operands, so a rule is not applied to a class a second time as long as neither
+//! change. The bounds of [`limits`](super::limits) end the search between two applications; what was found until then is
+//! an e-graph of equal programs like any other.
 
 use super::heads::Heads;
 use super::limits::Bounds;

@@ -3,7 +3,7 @@
 use super::heads::Heads;
 use super::provenance::{Derivations, TermId};
 use super::rules::RuleId;
-use crate::rules::{place, place_redistribution, rule};
+use crate::factors::{place_redistribution, result_sharding, row_of};
 use egg::{Analysis, DidMerge, EGraph, Id, Language};
 use rustc_hash::FxHashMap;
 use std::cell::Cell;
@@ -280,9 +280,9 @@ pub fn infer(egraph: &EGraph<Term, Typing>, term: &Term) -> Option<Sharding> {
     if operands.is_empty() {
         return key.given.clone();
     }
-    let mut row = rule(&key.op, &operands, &if key.several { vec![&result; 2] } else { vec![&result] });
+    let mut row = row_of(&key.op, &operands, &if key.several { vec![&result; 2] } else { vec![&result] });
     row.results = vec![row.results[key.result as usize].clone()];
-    place(&row, &operands, key.given.as_ref()).ok()
+    result_sharding(&row, &operands, key.given.as_ref()).ok()
 }
 
 /// Adds a term of the program.

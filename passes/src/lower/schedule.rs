@@ -30,8 +30,8 @@
 //! proves that for the emitted programs). At most [`LowerOptions::in_flight`] collectives are in flight.
 
 use super::depend::{Dependences, is_input};
+use super::events::{Event, Schedule};
 use super::kernel::Kernel;
-use super::launches::{Event, Schedule};
 use super::{LowerOptions, emit, memory};
 use crate::cost;
 use crate::targets::Target;

@@ -1,10 +1,10 @@
 //! What an operation, a move from one placement to another, and keeping a value cost.
 
 use super::kernels::Kernels;
-use super::logical::{Goal, Logical, OperationId, ValueId};
+use super::logical::{Goal, Logical, OperationId, Role, ValueId};
 use crate::cost::{Company, Gradients, seconds_in};
+use crate::factors::place_redistribution;
 use crate::redistribute::steps;
-use crate::rules::place_redistribution;
 use crate::targets::Target;
 use rustc_hash::FxHashMap;
 use std::cell::RefCell;
@@ -36,17 +36,6 @@ pub struct Weights {
 impl Weights {
     /// Time only, and nothing overlaps.
     pub const TIME: Weights = Weights { byte: 0.0, hidden: 1.0 };
-}
-
-/// What a value is in a step, as far as it decides what its collectives cost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// Its collectives are waited for at once.
-    Activation,
-    /// Other work can hide its gathers.
-    Parameter,
-    /// Other work can hide its reductions, which begin together, so that one more costs no latency.
-    Gradient,
 }
 
 impl<'a> Costs<'a> {

@@ -2,8 +2,7 @@
 //! computed, where it is kept and where it is read. A value is brought to a placement once. A parameter is brought to where
 //! it is kept before it is first read, so that the gathers of all parameters do not begin the program.
 
-use super::costs::Role;
-use super::logical::{Logical, ValueId};
+use super::logical::{Logical, Role, ValueId};
 use super::space::Choice;
 use crate::redistribute::{redistribute, reduced};
 use rustc_hash::FxHashMap;

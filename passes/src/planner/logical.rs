@@ -4,9 +4,8 @@
 //! [`LogicalValue`]. Layers that repeat are alike: all occurrences of a block are placed like one of them, so that the
 //! search is as large as one layer however deep the model is.
 
-use super::costs::Role;
+use crate::factors::{FactorRow, row_of};
 use crate::rebuild::live;
-use crate::rules::{Rule, rule};
 use petgraph::graph::NodeIndex;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeSet, HashSet};
@@ -29,7 +28,7 @@ pub struct Operation {
     /// What it computes, one value for each result.
     pub results: Vec<ValueId>,
     /// Its row of the factor table; an input of the program has none.
-    pub rule: Option<Rule>,
+    pub rule: Option<FactorRow>,
     /// The operation that it is placed like, which may be itself.
     pub like: OperationId,
 }
@@ -41,6 +40,17 @@ pub struct Goal {
     pub at: Sharding,
     /// Whether the value replaces an input.
     pub is_update: bool,
+}
+
+/// What a value is in a step, as far as it decides what its collectives cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Its collectives are waited for at once.
+    Activation,
+    /// Other work can hide its gathers.
+    Parameter,
+    /// Other work can hide its reductions, which begin together, so that one more costs no latency.
+    Gradient,
 }
 
 /// A value, wherever it lies.
@@ -131,7 +141,7 @@ impl<'a> Logical<'a> {
             let results = n.types.iter().enumerate().map(result).collect();
             let types: Vec<&Type> = graph.operands(node).into_iter().map(|v| graph.ty(v)).collect();
             let computes = !matches!(n.op, Op::Input { .. });
-            let rule = computes.then(|| rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>()));
+            let rule = computes.then(|| row_of(&n.op, &types, &n.types.iter().collect::<Vec<_>>()));
             logical.operations.push(Operation { node, operands, results, rule, like });
         }
         for output in &graph.outputs {

@@ -6,8 +6,8 @@
 //! That each value is kept at one placement is the only restriction, so two readers that want two collectives of the same
 //! value count both.
 
-use super::costs::{Costs, Role};
-use super::logical::{Logical, LogicalValue, Operation, OperationId, ValueId};
+use super::costs::Costs;
+use super::logical::{Logical, LogicalValue, Operation, OperationId, Role, ValueId};
 use super::network::{Network, Variable};
 use super::strategy::{Placed, Strategy, add, placements, without};
 use crate::redistribute::reduced;

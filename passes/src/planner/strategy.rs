@@ -5,7 +5,7 @@
 //! After: every rank computes everything; `tp` cuts a, c, or b, which leaves a partial sum; a partial sum passes through
 //! from either operand while the other is whole.
 
-use crate::rules::{FactorKind, Rule, place};
+use crate::factors::{FactorKind, FactorRow, result_sharding};
 use tpc_ir::{AxisId, AxisSet, Partial, ReduceOp, Sharding, Type};
 
 /// Operands that are partial, and so is the result.
@@ -35,7 +35,7 @@ pub struct Placed {
 
 impl Strategy {
     /// The strategy of a placed operation.
-    pub fn of(rule: &Rule, operands: &[&Type], results: &[&Type]) -> Strategy {
+    pub fn of(rule: &FactorRow, operands: &[&Type], results: &[&Type]) -> Strategy {
         let mut cuts = vec![Vec::new(); rule.factors.len()];
         let dims = operands.iter().zip(&rule.operands).chain(results.iter().zip(&rule.results));
         for (ty, factors) in dims {
@@ -65,7 +65,7 @@ impl Strategy {
     pub fn along(
         &self,
         axes: &[AxisId],
-        rule: &Rule,
+        rule: &FactorRow,
         operands: &[&Type],
         results: &[&Type],
     ) -> Vec<(Strategy, Placed)> {
@@ -82,7 +82,7 @@ impl Strategy {
     }
 
     /// The strategies that differ from this one in what an axis does, whether the factor table allows them or not.
-    fn changed(&self, axis: AxisId, rule: &Rule) -> Vec<Strategy> {
+    fn changed(&self, axis: AxisId, rule: &FactorRow) -> Vec<Strategy> {
         let base = self.without(axis);
         let mut found = vec![base.clone()];
         for (f, factor) in rule.factors.iter().enumerate() {
@@ -113,7 +113,7 @@ impl Strategy {
     }
 
     /// The placements of operands and results; `None` if the factor table does not allow them.
-    pub fn placed(&self, rule: &Rule, operands: &[&Type], results: &[&Type]) -> Option<Placed> {
+    pub fn placed(&self, rule: &FactorRow, operands: &[&Type], results: &[&Type]) -> Option<Placed> {
         let at = |factors: &[usize], partial: Option<Partial>| Sharding {
             dims: factors.iter().map(|&f| self.cuts[f].clone()).collect(),
             partial,
@@ -122,7 +122,7 @@ impl Strategy {
         let shardings: Vec<Sharding> = rule.operands.iter().enumerate().map(|(i, f)| at(f, partial(i))).collect();
         let types: Vec<Type> = operands.iter().zip(&shardings).map(|(ty, s)| ty.placed(s.clone())).collect();
         let types: Vec<&Type> = types.iter().collect();
-        let result = |r: usize| place(&rule.of_result(r), &types, Some(&at(&rule.results[r], None))).ok();
+        let result = |r: usize| result_sharding(&rule.of_result(r), &types, Some(&at(&rule.results[r], None))).ok();
         let results = (0..results.len()).map(result).collect::<Option<_>>()?;
         Some(Placed { operands: shardings, results })
     }

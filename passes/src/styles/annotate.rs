@@ -3,9 +3,9 @@
 use super::annotations::{Annotation, Annotations};
 use super::axes::PlanAxes;
 use super::boundaries::Site;
-use super::claims::{Claims, Want};
 use super::cut::{Cuts, Indices};
 use super::data_placements::data_placements;
+use super::demands::{Demands, Want};
 use super::direction::Direction;
 use super::error::StyleError;
 use super::like_parameters::{gradients_like_parameters, states_like_parameters};
@@ -27,34 +27,34 @@ use tpc_ir::{AxisId, Graph, InputId, Mesh, Region, Sharding};
 /// The plan does not fit the model or the mesh.
 pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, StyleError> {
     let PlanAxes { style: axis, data } = PlanAxes::of(mesh, plan)?;
-    let all = weights(graph);
-    let claims = Claims::of(graph, plan, &all, &graph.regions)?;
+    let weights = weights(graph);
+    let demands = Demands::of(graph, plan, &weights, &graph.regions)?;
     let mut found = Annotations { mesh: mesh.clone(), ..Annotations::default() };
     // An axis of one rank shards nothing, so that there are no collectives of one rank.
     if let Some(axis) = axis.filter(|&a| mesh.size(a) > 1) {
-        let mut groups: Vec<(NodeIndex, Vec<usize>)> = claims
+        let mut wanted_dims: Vec<(NodeIndex, Vec<usize>)> = demands
             .directions
             .iter()
-            .map(|(name, (direction, _))| (all[name].input, features(&all[name], *direction)))
+            .map(|(name, (direction, _))| (weights[name].input, features(&weights[name], *direction)))
             .collect();
-        groups.sort_unstable();
+        wanted_dims.sort_unstable();
         let mut indices = Indices::of(graph);
-        let cuts = Cuts::new(graph, &mut indices, mesh.size(axis), &groups);
+        let cuts = Cuts::new(graph, &mut indices, mesh.size(axis), &wanted_dims);
         if let Some(refined) = cuts.split.and_then(|major| mesh.split(axis, major)) {
             found.mesh = refined;
         }
         let parts = found.mesh.parts(mesh.name(axis));
-        for (parameter, (direction, entry)) in &claims.directions {
-            let sharding = cut(graph, &all[parameter], *direction, &cuts, &parts);
+        for (parameter, (direction, entry)) in &demands.directions {
+            let sharding = parameter_sharding(graph, &weights[parameter], *direction, &cuts, &parts);
             let why = Demand::Plan(entry.clone()).into();
             found.inputs.insert(InputId::Parameter(parameter.clone()), Annotation { sharding, why });
         }
-        let site = Site { graph, cuts: &cuts, parts: &parts, claims: &claims, all: &all };
-        for wanted in &claims.boundaries {
+        let site = Site { graph, cuts: &cuts, parts: &parts, demands: &demands, weights: &weights };
+        for wanted in &demands.boundaries {
             site.constrain(wanted, &mut found)?;
         }
         if plan.loss_parallel {
-            loss_parallel(graph, &all, &parts, &mut found)?;
+            loss_parallel(graph, &weights, &parts, &mut found)?;
         }
     }
     states_like_parameters(graph, &mut found.inputs);
@@ -100,20 +100,20 @@ pub fn parallelize_module(
 }
 
 /// The regions at whose boundaries a plan places values; empty for plans that only shard parameters. `captured` is the
-/// program as it was recorded, whose shapes are those of the model. If it is canonicalized with these regions, their
-/// values are kept.
+/// program as it was recorded, whose shapes are those of the model, and `logical` is its canonical form. Canonicalizing
+/// keeps only the boundaries that a region names, so `captured` has to be canonicalized once more, with these regions.
 ///
 /// # Errors
 /// The plan does not fit the model, or a boundary cannot be inferred.
 pub fn boundary_regions(captured: &Graph, logical: &Graph, plan: &Plan) -> Result<Vec<Region>, StyleError> {
-    let all = weights(logical);
-    let claims = Claims::of(logical, plan, &all, &captured.regions)?;
-    if claims.boundaries.is_empty() {
+    let weights = weights(logical);
+    let demands = Demands::of(logical, plan, &weights, &captured.regions)?;
+    if demands.boundaries.is_empty() {
         return Ok(Vec::new());
     }
     let regions = Regions::of(captured);
     let (mut needed, mut seen) = (Vec::new(), HashSet::new());
-    for wanted in &claims.boundaries {
+    for wanted in &demands.boundaries {
         if !seen.insert((&wanted.path, wanted.side)) {
             continue;
         }
@@ -142,7 +142,7 @@ fn features(weight: &Weight, direction: Direction) -> Vec<usize> {
 }
 
 /// The placement of a weight that is cut in a direction.
-fn cut(graph: &Graph, weight: &Weight, direction: Direction, cuts: &Cuts, axes: &[AxisId]) -> Sharding {
+fn parameter_sharding(graph: &Graph, weight: &Weight, direction: Direction, cuts: &Cuts, axes: &[AxisId]) -> Sharding {
     let mut sharding = Sharding::replicated(graph.node(weight.input).types[0].rank());
     for dim in features(weight, direction) {
         let taken = |axis: &AxisId| sharding.dims.iter().flatten().any(|other| other == axis);

@@ -1,9 +1,9 @@
 //! Turns layouts at module boundaries into constraints on values and their uses.
 
 use super::annotations::{Annotation, Annotations, Constraint};
-use super::claims::{Claims, Want, Wanted};
 use super::cut::Cuts;
 use super::dataflow::ancestors;
+use super::demands::{Demands, Want, Wanted};
 use super::direction::Direction;
 use super::error::StyleError;
 use super::layout::{Layout, OnAxes, factored};
@@ -17,8 +17,8 @@ pub(super) struct Site<'a> {
     pub graph: &'a Graph,
     pub cuts: &'a Cuts<'a>,
     pub parts: &'a [AxisId],
-    pub claims: &'a Claims,
-    pub all: &'a BTreeMap<ModulePath, Weight>,
+    pub demands: &'a Demands,
+    pub weights: &'a BTreeMap<ModulePath, Weight>,
 }
 
 impl Site<'_> {
@@ -46,7 +46,7 @@ impl Site<'_> {
                 });
             };
             for layout in self.layouts(wanted, boundary) {
-                self.place(wanted, region, boundary, layout, found)?;
+                self.constrain_one(wanted, region, boundary, layout, found)?;
             }
         }
         if met || matches!(wanted.want, Want::Sequence(_)) { Ok(()) } else { Err(wanted.unmarked()) }
@@ -62,7 +62,8 @@ impl Site<'_> {
         }
     }
 
-    fn place(
+    /// Adds the constraint for one of the layouts that a plan entry wants at a boundary.
+    fn constrain_one(
         &self,
         wanted: &Wanted,
         region: &Region,
@@ -121,12 +122,12 @@ impl Site<'_> {
                 let rows = |w: &Weight| {
                     w.user == operand.node
                         && self
-                            .claims
+                            .demands
                             .directions
                             .get(&w.name)
                             .is_some_and(|(direction, _)| *direction == Direction::Rows)
                 };
-                if self.all.values().any(rows) {
+                if self.weights.values().any(rows) {
                     let of =
                         |l: &u8| subs.result.iter().position(|r| r == l).map_or(Vec::new(), |d| at.dims[d].clone());
                     let at = OnAxes { axes: at.axes.clone(), dims: letters.iter().map(of).collect() };

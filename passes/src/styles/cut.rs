@@ -2,15 +2,20 @@
 //! them.
 //!
 //! Dimensions that the program relates are one index, as in canonicalizing. An axis of n ranks cuts the first index of
-//! the output (or input) features of a weight that can be cut. With g kv heads and r query heads for each, `[g, r,
-//! hd]`, it cuts g and r by the two parts of the axis if g < n and g divides n, r alone if only r is divisible by n,
-//! and g otherwise. The inside of a head is never cut: that is the last of several indices, and every index that a
-//! product of two activations in the forward pass sums over together with it (the pairs of an interleaved rotary
-//! embedding, `[h, pairs, 2]`, over which the product of query and key sums). An index that is sliced or indexed (the
-//! thirds of q|k|v, the halves of a rotary embedding) cannot be cut. A decision for one weight holds for every weight
-//! that has the index, but an axis cuts at most one dimension of a weight, which is the first.
+//! the output (or input) features of a weight that can be cut. Features `[g, r, hd]` are g kv heads with r query heads
+//! each:
+//! 1. If g < n, g divides n and n/g divides r, the axis is split: its major part cuts g, its minor part r. All weights
+//!    share one split; a weight that would need another is cut by the next two rules.
+//! 2. If n divides r and not g, the axis cuts r.
+//! 3. Otherwise it cuts g.
+//!
+//! The inside of a head is never cut: that is the last of several indices, and every index that a product of two
+//! activations in the forward pass sums over together with it (the pairs of an interleaved rotary embedding,
+//! `[h, pairs, 2]`, over which the product of query and key sums). An index that is sliced or indexed (the thirds of
+//! q|k|v, the halves of a rotary embedding) cannot be cut. A decision for one weight holds for every weight that has the
+//! index, but an axis cuts at most one dimension of a weight, which is the first.
 
-use crate::rules::{FactorKind, rule};
+use crate::factors::{FactorKind, row_of};
 use petgraph::graph::NodeIndex;
 use petgraph::unionfind::UnionFind;
 use std::collections::{HashMap, HashSet};
@@ -56,7 +61,7 @@ impl Indices {
             let n = graph.node(node);
             let operands = graph.operands(node);
             let types: Vec<&Type> = operands.iter().map(|&v| graph.ty(v)).collect();
-            let row = rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
+            let row = row_of(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
             let results = (0..n.types.len() as u32).map(|result| Value { node, result });
             let mut of_factor: HashMap<usize, usize> = HashMap::new();
             for (v, dims) in operands.iter().copied().chain(results).zip(row.operands.iter().chain(&row.results)) {
@@ -134,16 +139,16 @@ pub struct Cuts<'a> {
 }
 
 impl<'a> Cuts<'a> {
-    /// Decides for an axis of `ranks` ranks. `groups` has the feature dimensions of each weight that should be cut; the
+    /// Decides for an axis of `ranks` ranks. `wanted_dims` has the feature dimensions of each weight that should be cut; the
     /// last of several is inside a head and never cut.
-    pub fn new(graph: &Graph, indices: &'a mut Indices, ranks: usize, groups: &[(NodeIndex, Vec<usize>)]) -> Self {
-        for (node, dims) in groups.iter().filter(|(_, dims)| dims.len() > 1) {
+    pub fn new(graph: &Graph, indices: &'a mut Indices, ranks: usize, wanted_dims: &[(NodeIndex, Vec<usize>)]) -> Self {
+        for (node, dims) in wanted_dims.iter().filter(|(_, dims)| dims.len() > 1) {
             let last = dims[dims.len() - 1];
             indices.inside_a_head(indices.of_dim(*node, last));
         }
         let mut cuts = Cuts { indices, ranks, decided: HashMap::new(), split: None };
         // Weights with more indices come first, so query heads before kv heads.
-        let mut order: Vec<&(NodeIndex, Vec<usize>)> = groups.iter().collect();
+        let mut order: Vec<&(NodeIndex, Vec<usize>)> = wanted_dims.iter().collect();
         order.sort_by_key(|(node, dims)| (std::cmp::Reverse(dims.len()), *node));
         for (node, dims) in order {
             cuts.decide(graph, *node, dims);

@@ -3,6 +3,9 @@
 use std::fmt;
 
 /// How a weight is cut.
+///
+/// A burn linear weight is `[in, out]`: `Columns` cuts `out` ([`Weight::outer`](super::modules::Weight::outer)), and
+/// `Rows` cuts `in` ([`Weight::inner`](super::modules::Weight::inner)). PyTorch stores `[out, in]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// A linear's output features, an embedding's hidden dimension, a convolution's output channels.

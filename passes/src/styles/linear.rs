@@ -17,13 +17,13 @@ const ACCEPTS: &str = "a linear, an embedding or a convolution";
 /// chooses these placements, which are usually the same; a layout that is given is a constraint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ColwiseParallel {
-    /// The layout of the input, which is then replicated.
+    /// The layout that the input has when it arrives. It is replicated from there. Without it, the compiler chooses.
     pub input_layouts: Option<Layout>,
     /// The layout to which the output is redistributed.
     pub output_layouts: Option<Layout>,
-    /// A prepare function, instead of the layout of the input.
+    /// A prepare function for the input, which replaces `input_layouts`.
     pub prepare_input: Option<Prepare>,
-    /// A prepare function, instead of the layout of the output.
+    /// A prepare function for the output, which replaces `output_layouts`.
     pub prepare_output: Option<Prepare>,
 }
 
@@ -31,19 +31,19 @@ pub struct ColwiseParallel {
 /// sum, which is reduced, and the bias is added once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RowwiseParallel {
-    /// The layout of the input, which is then sharded on its last dimension (for an embedding, replicated; for a
-    /// convolution, sharded on its channels, `Shard(1)`).
+    /// The layout that the input has when it arrives. It is redistributed from there to what the module needs: a linear
+    /// `Shard(-1)`, an embedding `Replicate`, a convolution `Shard(1)` (its channels). Without it, the compiler chooses.
     pub input_layouts: Option<Layout>,
     /// The layout to which the output is redistributed.
     pub output_layouts: Option<Layout>,
-    /// A prepare function, instead of the layout of the input.
+    /// A prepare function for the input, which replaces `input_layouts`.
     pub prepare_input: Option<Prepare>,
-    /// A prepare function, instead of the layout of the output.
+    /// A prepare function for the output, which replaces `output_layouts`.
     pub prepare_output: Option<Prepare>,
 }
 
 /// Cuts the weights of a module, and prepares its only argument and result.
-fn place(
+fn cut_module(
     module: &Module<'_>,
     to: &mut Placements,
     direction: Direction,
@@ -76,10 +76,10 @@ impl ParallelStyle for ColwiseParallel {
         ACCEPTS
     }
 
-    fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
+    fn demand(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         let input = self.input_layouts.map(|l| Prepare::from(l, Layout::Replicate));
         let output = self.output_layouts.map(Prepare::to);
-        place(module, to, Direction::Columns, self.prepare_input.or(input), self.prepare_output.or(output));
+        cut_module(module, to, Direction::Columns, self.prepare_input.or(input), self.prepare_output.or(output));
         Ok(())
     }
 }
@@ -93,7 +93,7 @@ impl ParallelStyle for RowwiseParallel {
         ACCEPTS
     }
 
-    fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
+    fn demand(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         let is = |role: Role| module.parameters().any(|w| w.role == role);
         // The rows of a table are looked up by indices that every rank has. Images are `[batch, channels, …]`.
         let desired = match () {
@@ -103,7 +103,7 @@ impl ParallelStyle for RowwiseParallel {
         };
         let input = self.input_layouts.map(|l| Prepare::from(l, desired));
         let output = self.output_layouts.map(Prepare::to);
-        place(module, to, Direction::Rows, self.prepare_input.or(input), self.prepare_output.or(output));
+        cut_module(module, to, Direction::Rows, self.prepare_input.or(input), self.prepare_output.or(output));
         Ok(())
     }
 }

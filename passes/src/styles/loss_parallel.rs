@@ -14,12 +14,12 @@ use tpc_ir::{AxisId, Graph, InputId, ModulePath, Op, Phase};
 /// the output of the model.
 pub(super) fn loss_parallel(
     graph: &Graph,
-    all: &BTreeMap<ModulePath, Weight>,
+    weights: &BTreeMap<ModulePath, Weight>,
     parts: &[AxisId],
     found: &mut Annotations,
 ) -> Result<(), StyleError> {
     // All products with a weight, including the second use of a tied table.
-    let products: Vec<(NodeIndex, u32, &Weight)> = all
+    let products: Vec<(NodeIndex, u32, &Weight)> = weights
         .values()
         .flat_map(|w| graph.users(w.input).map(move |(user, edge)| (user, edge.operand, w)))
         .filter(|(user, ..)| {
@@ -45,7 +45,7 @@ pub(super) fn loss_parallel(
         heads += 1;
         // The logits include the bias.
         let (mut node, mut at) = (product, OnAxes { axes: parts.to_vec(), dims });
-        let bias = biases(graph, all, weight).first().map(|b| all[b].user);
+        let bias = biases(graph, weights, weight).first().map(|b| weights[b].user);
         if let Some(sum) = bias
             && let Op::Map { subs, .. } = &graph.node(sum).op
             && let Some(i) = graph.operands(sum).iter().position(|v| v.node == node)

@@ -13,9 +13,9 @@
 //! | which values enter and leave a module; the same for a module that contains others | [`regions`], `subtree` |
 //! | which index of a weight is cut, by whole heads | `cut` |
 //! | which axes of the mesh a plan uses | `axes` |
-//! | what the styles of a plan demand in the modules that it names | `claims` |
+//! | what the styles of a plan demand in the modules that it names | `demands` |
 //! | constraints on values at boundaries; on the logits | `boundaries`, `loss_parallel` |
-//! | inputs that a plan stores one by one | [`storage`] |
+//! | inputs that a plan stores one by one: the entries, and where they store | [`stored`], [`storage`] |
 //! | what is placed like a parameter | `like_parameters` |
 //! | from a plan to placements; the demands of a plan | [`annotate()`], [`annotations`] |
 //! | why a plan does not fit | `error` |
@@ -24,11 +24,11 @@ mod annotate;
 pub mod annotations;
 mod axes;
 mod boundaries;
-mod claims;
 mod cut;
 pub mod data;
 mod data_placements;
 pub mod dataflow;
+mod demands;
 mod direction;
 mod error;
 pub mod layout;
@@ -46,6 +46,7 @@ mod prepare_module;
 pub mod regions;
 mod sequence;
 pub mod storage;
+pub mod stored;
 pub mod style;
 mod subtree;
 mod whole_model;

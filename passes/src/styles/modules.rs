@@ -20,7 +20,7 @@ pub enum Role {
 /// A parameter with its first use in the forward pass.
 #[derive(Clone, Debug)]
 pub struct Weight {
-    /// The parameter.
+    /// The path of the parameter: the path of its module, and its own name.
     pub name: ModulePath,
     /// Its input node.
     pub input: NodeIndex,
@@ -28,9 +28,9 @@ pub struct Weight {
     pub role: Role,
     /// The node that uses it; for a convolution, the product of the first tap.
     pub user: NodeIndex,
-    /// The factored dimensions that the product sums over; for a table, the rows.
+    /// The factored dimensions that the product sums over, which are the input features; for a table, the rows.
     pub inner: Vec<usize>,
-    /// The other dimensions.
+    /// The dimensions of the output features; for a table, the hidden dimension; for a vector, all dimensions.
     pub outer: Vec<usize>,
 }
 
@@ -136,9 +136,9 @@ pub fn levels<'a>(graph: &Graph, linears: &[&'a Weight]) -> Vec<(&'a Weight, usi
 }
 
 /// The vectors of the same module that are added to the product of a weight, or to the sum of the products of its taps.
-pub fn biases(graph: &Graph, all: &BTreeMap<ModulePath, Weight>, weight: &Weight) -> Vec<ModulePath> {
+pub fn biases(graph: &Graph, weights: &BTreeMap<ModulePath, Weight>, weight: &Weight) -> Vec<ModulePath> {
     let home = weight.name.holder();
-    let vectors = all.values().filter(|b| b.role == Role::Vector && b.name.holder() == home);
+    let vectors = weights.values().filter(|b| b.role == Role::Vector && b.name.holder() == home);
     vectors.filter(|b| adds_to(graph, b, weight)).map(|b| b.name.clone()).collect()
 }
 

@@ -59,7 +59,7 @@ impl ParallelStyle for PairwiseParallel {
         "pairs of linears that follow each other"
     }
 
-    fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
+    fn demand(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         cut_pairs(&module.pairs(), module, to);
         Ok(())
     }
@@ -74,7 +74,7 @@ impl ParallelStyle for PairwiseSequenceParallel {
         "pairs of linears that follow each other"
     }
 
-    fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
+    fn demand(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         let shard = Layout::Shard(self.sequence_dim);
         let pairs = module.pairs();
         let columns: Vec<&Weight> = pairs.iter().flat_map(|pair| pair.columns.iter().copied()).collect();
@@ -97,7 +97,7 @@ impl ParallelStyle for TensorParallelMultiheadAttention {
         "an attention: query, key and value linears (or one of all three) and an output linear"
     }
 
-    fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
+    fn demand(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         let levels = module.levels();
         if levels.iter().map(|l| l.1).max() == Some(2) {
             cut_pairs(&module.pairs(), module, to);

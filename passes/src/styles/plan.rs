@@ -2,7 +2,7 @@
 
 use super::data::DataMode;
 use super::pattern::PatternError;
-use super::storage::StoragePlan;
+use super::stored::StoragePlan;
 use super::style::ParallelStyle;
 use super::whole_model::WholeModel;
 use std::fmt;

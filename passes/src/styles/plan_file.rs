@@ -9,7 +9,7 @@ use super::plan::{Entry, MeshDim, Plan, PlanError};
 use super::prepare::{self, Prepare};
 use super::prepare_module::{PrepareModuleInput, PrepareModuleInputOutput, PrepareModuleOutput};
 use super::sequence::SequenceParallel;
-use super::storage::{StoragePlan, StoredInputs};
+use super::stored::{StoragePlan, StoredInputs};
 use super::style::ParallelStyle;
 use serde_json::{Map, Value as Json};
 use std::collections::HashSet;
@@ -52,7 +52,7 @@ impl Plan {
                 "data" => plan.data = Some(data(value)?),
                 "loss_parallel" => {
                     let on = value.as_bool();
-                    plan.loss_parallel = on.ok_or_else(|| kind("loss_parallel", "true or false", value))?;
+                    plan.loss_parallel = on.ok_or_else(|| wrong_kind("loss_parallel", "true or false", value))?;
                 }
                 _ => {
                     let known = "extends, axis, styles, data, loss_parallel, placements";
@@ -69,7 +69,8 @@ impl Plan {
     }
 }
 
-fn kind(key: &str, expected: &'static str, found: &Json) -> PlanError {
+/// The error that a value of the file has another kind than expected.
+fn wrong_kind(key: &str, expected: &'static str, found: &Json) -> PlanError {
     PlanError::Kind { entry: None, key: key.into(), expected, found: found.to_string() }
 }
 
@@ -80,11 +81,11 @@ fn axis_name(key: &'static str, name: &str) -> Result<String, PlanError> {
 }
 
 fn object<'a>(key: &str, json: &'a Json) -> Result<&'a Map<String, Json>, PlanError> {
-    json.as_object().ok_or_else(|| kind(key, "an object", json))
+    json.as_object().ok_or_else(|| wrong_kind(key, "an object", json))
 }
 
 fn string(key: &str, json: &Json) -> Result<String, PlanError> {
-    json.as_str().map(str::to_string).ok_or_else(|| kind(key, "a string", json))
+    json.as_str().map(str::to_string).ok_or_else(|| wrong_kind(key, "a string", json))
 }
 
 /// Parses a name or a position of an axis.
@@ -92,7 +93,7 @@ fn axis(json: &Json) -> Result<MeshDim, PlanError> {
     match (json.as_str(), json.as_i64()) {
         (Some(name), _) => axis_name("axis", name).map(MeshDim::Name),
         (_, Some(index)) => Ok(MeshDim::Index(index as isize)),
-        _ => Err(kind("axis", "the name or number of a mesh axis", json)),
+        _ => Err(wrong_kind("axis", "the name or number of a mesh axis", json)),
     }
 }
 
@@ -115,7 +116,7 @@ fn styles(plan: &mut Plan, prefix: &str, json: &Json) -> Result<(), PlanError> {
                 None => return Err(unknown_style(path, name)),
             },
             // A misspelled style with options looks like such a map, too, and must be an error.
-            Json::Object(map) if map.is_empty() => return Err(kind(&path, "a style or a map of styles", value)),
+            Json::Object(map) if map.is_empty() => return Err(wrong_kind(&path, "a style or a map of styles", value)),
             Json::Object(map) => match map.iter().next() {
                 Some((name, Json::Object(options))) if map.len() == 1 => match named(name, options, &path)? {
                     Some(style) => add(style)?,
@@ -124,7 +125,7 @@ fn styles(plan: &mut Plan, prefix: &str, json: &Json) -> Result<(), PlanError> {
                 },
                 _ => styles(plan, &path, value)?,
             },
-            other => return Err(kind(&path, "a style or a map of styles", other)),
+            other => return Err(wrong_kind(&path, "a style or a map of styles", other)),
         }
     }
     Ok(())
@@ -180,14 +181,15 @@ struct Options<'a> {
 }
 
 impl Options<'_> {
-    fn kind(&self, key: &str, expected: &'static str, found: &Json) -> PlanError {
+    /// [`wrong_kind`], in the options of a style.
+    fn wrong_kind(&self, key: &str, expected: &'static str, found: &Json) -> PlanError {
         PlanError::Kind { entry: Some(self.entry.into()), key: key.into(), expected, found: found.to_string() }
     }
 
     fn dimension(&self, default: isize) -> Result<isize, PlanError> {
         let Some(value) = self.map.get("sequence_dim") else { return Ok(default) };
         let dim = value.as_i64().map(|d| d as isize);
-        dim.ok_or_else(|| self.kind("sequence_dim", "a dimension number", value))
+        dim.ok_or_else(|| self.wrong_kind("sequence_dim", "a dimension number", value))
     }
 
     fn layout(&self, key: &str) -> Result<Option<Layout>, PlanError> {
@@ -199,7 +201,7 @@ impl Options<'_> {
         // The axis of a style is one dimension of the mesh, so the functions always apply.
         let found = json.as_str().and_then(|name| prepare::named(name, &Mesh::single())).and_then(Result::ok);
         let expected = "the name of a prepare function, such as \"make_output_tensor\"";
-        found.map(Some).ok_or_else(|| self.kind(key, expected, json))
+        found.map(Some).ok_or_else(|| self.wrong_kind(key, expected, json))
     }
 
     /// A layout, or `null` for a tensor that is not constrained.
@@ -208,7 +210,7 @@ impl Options<'_> {
             return Ok(None);
         }
         let layout = json.as_str().and_then(Layout::parse);
-        layout.map(Some).ok_or_else(|| self.kind(key, "\"Replicate\" or \"Shard(DIM)\"", json))
+        layout.map(Some).ok_or_else(|| self.wrong_kind(key, "\"Replicate\" or \"Shard(DIM)\"", json))
     }
 
     /// One layout, or a list with one per tensor.
@@ -253,9 +255,9 @@ fn placements(plan: &mut Plan, json: &Json) -> Result<(), PlanError> {
                 Json::Null => Ok(Vec::new()),
                 Json::String(name) => Ok(vec![axis_name("placements", name)?]),
                 Json::Array(names) => names.iter().map(|name| axis_name("placements", &string(path, name)?)).collect(),
-                other => Err(kind(path, EXPECTED, other)),
+                other => Err(wrong_kind(path, EXPECTED, other)),
             };
-            let dims = value.as_array().ok_or_else(|| kind(path, EXPECTED, value))?;
+            let dims = value.as_array().ok_or_else(|| wrong_kind(path, EXPECTED, value))?;
             let dims = dims.iter().map(axes).collect::<Result<_, _>>()?;
             plan.storage.push(StoragePlan { inputs: inputs(path.clone()), dims });
         }
@@ -291,7 +293,7 @@ fn data(json: &Json) -> Result<(DataMode, String), PlanError> {
     let keys = match json {
         Json::String(name) => &Map::from_iter([("mode".to_string(), Json::from(name.as_str()))]),
         Json::Object(keys) => keys,
-        other => return Err(kind("data", "a mode or an object with the keys mode, axis, replicate_axis", other)),
+        other => return Err(wrong_kind("data", "a mode or an object with the keys mode, axis, replicate_axis", other)),
     };
     for (key, value) in keys {
         match key.as_str() {

@@ -76,7 +76,8 @@ pub fn make_input_shard_1d_last_dim(mesh: &Mesh) -> Result<Prepare, StyleError> 
     make_input_shard_1d(mesh, -1)
 }
 
-/// Gathers a sharded result, or reduces a partial one. ///
+/// Gathers a sharded result, or reduces a partial one.
+///
 /// # Errors
 /// The mesh has more than one dimension.
 pub fn make_output_replicate_1d(mesh: &Mesh) -> Result<Prepare, StyleError> {

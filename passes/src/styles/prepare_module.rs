@@ -47,7 +47,7 @@ fn prepared(declared: &[Option<Layout>], desired: &[Option<Layout>]) -> Vec<(usi
 }
 
 impl PrepareModuleInput {
-    fn place(&self, path: &ModulePath, to: &mut Placements) {
+    fn demand(&self, path: &ModulePath, to: &mut Placements) {
         for (i, prepare) in prepared(&self.input_layouts, &self.desired_input_layouts) {
             to.argument(path, i, prepare);
         }
@@ -55,7 +55,7 @@ impl PrepareModuleInput {
 }
 
 impl PrepareModuleOutput {
-    fn place(&self, path: &ModulePath, to: &mut Placements) {
+    fn demand(&self, path: &ModulePath, to: &mut Placements) {
         for (i, prepare) in prepared(&self.output_layouts, &self.desired_output_layouts) {
             to.result(path, i, prepare);
         }
@@ -63,7 +63,7 @@ impl PrepareModuleOutput {
 }
 
 macro_rules! style {
-    ($name:ident, $accepts:literal, |$style:ident, $path:ident, $to:ident| $place:block) => {
+    ($name:ident, $accepts:literal, |$style:ident, $path:ident, $to:ident| $demand:block) => {
         impl ParallelStyle for $name {
             fn name(&self) -> &'static str {
                 stringify!($name)
@@ -73,9 +73,9 @@ macro_rules! style {
                 $accepts
             }
 
-            fn place(&self, module: &Module<'_>, $to: &mut Placements) -> Result<(), StyleError> {
+            fn demand(&self, module: &Module<'_>, $to: &mut Placements) -> Result<(), StyleError> {
                 let ($style, $path) = (self, module.path());
-                $place
+                $demand
                 Ok(())
             }
         }
@@ -83,12 +83,12 @@ macro_rules! style {
 }
 
 style!(PrepareModuleInput, "a module with tensor arguments, and at least one layout", |style, path, to| {
-    style.place(path, to);
+    style.demand(path, to);
 });
 style!(PrepareModuleOutput, "a module with tensor results, and at least one layout", |style, path, to| {
-    style.place(path, to);
+    style.demand(path, to);
 });
 style!(PrepareModuleInputOutput, "a module with tensors, and at least one layout", |style, path, to| {
-    style.inputs.place(path, to);
-    style.outputs.place(path, to);
+    style.inputs.demand(path, to);
+    style.outputs.demand(path, to);
 });

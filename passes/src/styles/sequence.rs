@@ -29,7 +29,7 @@ impl ParallelStyle for SequenceParallel {
         "norms, dropout and other modules without linears"
     }
 
-    fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
+    fn demand(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         if module.all_parameters().all(|w| w.role == Role::Vector) {
             to.result(module.path(), 0, Prepare::to(Layout::Shard(self.sequence_dim)));
         }

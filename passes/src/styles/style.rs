@@ -13,7 +13,7 @@ use std::fmt::Debug;
 use tpc_ir::reason::Side;
 use tpc_ir::{Graph, ModulePath};
 
-/// A parallel style, which places one module.
+/// A parallel style, which demands placements of a module's parameters and of the values at module boundaries.
 pub trait ParallelStyle: Debug + Send + Sync {
     /// The name in errors and reasons.
     fn name(&self) -> &str;
@@ -26,12 +26,12 @@ pub trait ParallelStyle: Debug + Send + Sync {
     /// What the style works on, for the error if a module has nothing of it.
     fn accepts(&self) -> &str;
 
-    /// Places a module that the path of a plan entry matches. It is an error of the plan if the style adds no
-    /// placement.
+    /// Adds the placements that the style demands of a module that the path of a plan entry matches. It is an error of
+    /// the plan if the style adds none.
     ///
     /// # Errors
-    /// The style cannot place the module.
-    fn place(&self, module: &Module<'_>, placements: &mut Placements) -> Result<(), StyleError>;
+    /// The style does not fit the module.
+    fn demand(&self, module: &Module<'_>, placements: &mut Placements) -> Result<(), StyleError>;
 }
 
 /// A module of the captured program.
@@ -138,7 +138,8 @@ impl Placements {
         self.sequences.push((path.clone(), dim));
     }
 
+    /// Whether the style has added no placement.
     pub(super) fn is_empty(&self) -> bool {
-        self.cuts.is_empty() && self.boundaries.is_empty() && self.sequences.is_empty() && !self.may_be_empty
+        self.cuts.is_empty() && self.boundaries.is_empty() && self.sequences.is_empty()
     }
 }

@@ -30,7 +30,7 @@ impl ParallelStyle for WholeModel {
         "linears and embeddings"
     }
 
-    fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
+    fn demand(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         let pairs = module.pairs();
         let mut spread = cut_pairs(&pairs, module, to);
         let with_levels = module.levels();

@@ -31,7 +31,8 @@ struct Prepared {
 struct Pending {
     id: usize,
     sequence: u64,
-    shared: bool,
+    /// Whether this rank's share is computed.
+    share_done: bool,
 }
 
 /// The communicator of one rank in a world.
@@ -80,8 +81,8 @@ impl Ranks {
     /// Computes this rank's share of every started collective for which all ranks have arrived.
     fn progress(&mut self) -> Result<(), RuntimeError> {
         for i in 0..self.pending.len() {
-            let Pending { id, sequence, shared } = self.pending[i];
-            if shared {
+            let Pending { id, sequence, share_done } = self.pending[i];
+            if share_done {
                 continue;
             }
             let p = &self.prepared[id];
@@ -121,7 +122,7 @@ impl Ranks {
             unsafe { share(&p.collective, p.combine, &self.sources, &self.targets) }
             let mine = &members[p.collective.position].slots[place];
             mine.done.store(sequence + 1, Ordering::Release);
-            self.pending[i].shared = true;
+            self.pending[i].share_done = true;
             self.world.control.ring();
         }
         Ok(())
@@ -130,7 +131,7 @@ impl Ranks {
     fn finished(&self, pending: Pending) -> bool {
         let place = pending.sequence as usize % DEPTH;
         let members = self.members(pending.id).0;
-        pending.shared && members.iter().all(|m| m.slots[place].done.load(Ordering::Acquire) > pending.sequence)
+        pending.share_done && members.iter().all(|m| m.slots[place].done.load(Ordering::Acquire) > pending.sequence)
     }
 
     /// The ranks that have not arrived or, if all have, are not done.
@@ -255,7 +256,7 @@ impl Communicator for Ranks {
         slot.to.store((to as usize).wrapping_sub(base) as u64, Ordering::Relaxed);
         member.arrived.store(sequence + 1, Ordering::Release);
         self.groups[p.group].1 += 1;
-        self.pending.push(Pending { id: id.0, sequence, shared: false });
+        self.pending.push(Pending { id: id.0, sequence, share_done: false });
         self.world.control.ring();
         Ok(())
     }

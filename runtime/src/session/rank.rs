@@ -8,7 +8,7 @@ use super::lock::lock;
 use super::options::LaunchOptions;
 use crate::comm::{Communicator, Communicators, Processes};
 use crate::counters::Counters;
-use crate::device::cpu::load::{Executable, Surroundings};
+use crate::device::cpu::executable::{Executable, Surroundings};
 use crate::error::RuntimeError;
 use crate::flight::Clock;
 use crate::trace::Trace;

@@ -4,12 +4,12 @@ use super::error::GenerateError;
 use super::program::{FIRST, LOGITS, POSITIONS, Room, SLOTS, TOKENS, capture};
 use super::prompts::{Placed, Run, filled};
 use super::sampling::{Sampling, choose};
-use crate::beside::{self, Beside, Kept};
 use crate::error::Error;
 use crate::feed::{check_memory, feed};
 use crate::models::{ModelConfig, ModelDir};
 use crate::pretrained::{load_weights, names};
-use crate::program::{CompileOptions, compile_inference_beside};
+use crate::program::{CompileOptions, compile_inference_in};
+use crate::shared_session::{self, SessionPlacements, SharedSession};
 use crate::target;
 use burn::tensor::TensorData;
 use std::collections::HashMap;
@@ -100,7 +100,7 @@ pub struct Generator {
     options: CompileOptions,
     launch: LaunchOptions,
     limits: Limits,
-    kept: Kept,
+    placements: SessionPlacements,
     constants: HashMap<String, TensorData>,
     prefill: ProgramId,
     /// Programs that read one token of each sequence, with the number of slots that they see.
@@ -132,8 +132,8 @@ impl Generator {
         let names = names(config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let captured = capture(config, room, limits.chunk(), room.slots)?;
-        let program = compile_inference_beside(&captured, mesh, plan, &options, &rename, &Beside::default())?;
-        let kept = Kept::of(&program.stages.placed);
+        let program = compile_inference_in(&captured, mesh, plan, &options, &rename, &SharedSession::default())?;
+        let placements = SessionPlacements::of(&program.stages.placed);
         let ranks = program.stages.ranks;
         check_memory(&ranks, &launch, |_| 0)?;
         let mut session = Session::launch(ranks, launch.clone())?;
@@ -148,7 +148,7 @@ impl Generator {
             options,
             launch,
             limits,
-            kept,
+            placements,
             constants: program.constants,
             prefill,
             decode: Vec::new(),
@@ -278,9 +278,9 @@ impl Generator {
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let captured = capture(&self.config, room, 1, seen)?;
         let programs: Vec<&[RankProgram]> = self.session.programs().collect();
-        let beside = Beside { kept: Some(&self.kept), constants: self.constants.clone(), programs };
-        let program = compile_inference_beside(&captured, &self.mesh, &self.plan, &self.options, &rename, &beside)?;
-        let id = beside::add(&mut self.session, &self.launch, program.stages.ranks, &program.constants)?;
+        let session = SharedSession { placements: Some(&self.placements), constants: self.constants.clone(), programs };
+        let program = compile_inference_in(&captured, &self.mesh, &self.plan, &self.options, &rename, &session)?;
+        let id = shared_session::add(&mut self.session, &self.launch, program.stages.ranks, &program.constants)?;
         self.constants = program.constants;
         self.decode.push((seen, id));
         Ok(())

@@ -8,11 +8,11 @@
 //! After: `{"placements": {"data": {"input_ids": ["dp"]}, "parameters": {"layers.*.w1.weight": [null, "tp"], …}}}`.
 
 use super::Workload;
-use crate::beside::Beside;
 use crate::budget::Taken;
 use crate::error::Error;
 use crate::place::{candidate, fastest};
 use crate::program::{CompileOptions, Prepared, prepare};
+use crate::shared_session::SharedSession;
 use std::collections::HashSet;
 use tpc_ir::{Graph, InputId, InputKind, Mesh};
 use tpc_passes::planner::{Aim, PlacementSource, Weights, storage};
@@ -40,7 +40,7 @@ impl Workload {
 pub fn complete(captured: &Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Plan, Error> {
     let PlacementSource::Planned { memory } = options.search.placements else { return Ok(plan.clone()) };
     let plan = &Plan { allow_unused_axes: true, ..plan.clone() };
-    let prepared = |plan: &Plan| prepare(captured.clone(), mesh, plan, options, &Beside::default());
+    let prepared = |plan: &Plan| prepare(captured.clone(), mesh, plan, options, &SharedSession::default());
     let taken = |plan: Plan, aim: Aim| -> Result<(Plan, Taken), Error> {
         let Prepared { logical, annotations, .. } = prepared(&plan)?;
         Ok((plan, candidate(&logical, &annotations, options, aim)?.taken))

@@ -9,13 +9,13 @@ mod error;
 pub use complete::complete;
 pub use error::ChoiceError;
 
-use crate::beside::Beside;
 use crate::capture::{Captured, TrainingCapture};
 use crate::error::Error;
 use crate::explain::Facts;
 use crate::import::{Signature, import_with};
 use crate::program::{CompileOptions, Placed, Planned, plan_graph};
 use crate::rename::{Rename, renamed};
+use crate::shared_session::SharedSession;
 use crate::summary::{Summary, attribute};
 use crate::view::{Sources, View};
 use std::cmp::Ordering::Equal;
@@ -319,7 +319,7 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], compute: impl Fn(&T) -> R + Sync) 
 
 /// The program of the first rank, the floating-point operations of the products of the whole program, and its placed form.
 fn compile_rank(graph: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<OfRank, Error> {
-    let Planned { logical, mut placed, .. } = plan_graph(graph, mesh, plan, options, &Beside::default())?;
+    let Planned { logical, mut placed, .. } = plan_graph(graph, mesh, plan, options, &SharedSession::default())?;
     attribute(&mut placed.placed);
     let schedule = schedule(&placed.placed, &options.target, &options.lower);
     let program = lower_rank(&placed.placed, &schedule, 0)?;
@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn every_candidate_has_the_ranks_and_the_axes_of_its_plan() {
         for ranks in [1, 2, 6, 7, 8, 12] {
-            for Candidate { name, plan, mesh } in candidates(ranks) {
+            for Candidate { name, plan, mesh, .. } in candidates(ranks) {
                 assert_eq!(mesh.ranks(), ranks, "{name} on {mesh}");
                 let axes = axes(&plan);
                 assert!(axes.iter().all(|axis| mesh.axis(axis).is_some()), "{name} on {mesh}");

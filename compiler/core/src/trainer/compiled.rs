@@ -5,12 +5,12 @@ use super::rates::Rates;
 use super::running::{Family, RunningTrainer};
 use super::source::{Gives, Record, Recorded, Source};
 use super::{Settings, explain, pretrained};
-use crate::beside::Kept;
 use crate::capture::{BatchData, BatchFields, OptimizerStates, Results, TrainingCapture, initial_values};
 use crate::error::Error;
 use crate::plans::{Workload, candidates, fastest, open_candidates};
 use crate::pretrained::initialize_with;
 use crate::program::{Stages, TrainingProgram, compile_training};
+use crate::shared_session::SessionPlacements;
 use burn::module::Module;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -93,7 +93,7 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
     pub fn launch(self) -> Result<RunningTrainer<M, B, R>, Error> {
         let explained = self.explain();
         let CompiledTrainer { source, record, results, aliases, states, program, rates, settings, example, .. } = self;
-        let kept = Kept::of(&program.steady.placed);
+        let placements = SessionPlacements::of(&program.steady.placed);
         let (init, constants) = (program.init.clone(), program.constants.clone());
         let scalars = format!("{:?}", program.scalars);
         let mut training = program.launch(settings.launch.clone())?;
@@ -107,7 +107,7 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
             // The program contains its values.
             Source::Module(_) => {}
         }
-        let family = Family { source, settings, kept, constants, aliases, scalars, states };
+        let family = Family { source, settings, placements, constants, aliases, scalars, states };
         Ok(RunningTrainer::new(family, training, record, results, rates, example, explained))
     }
 }

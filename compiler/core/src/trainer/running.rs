@@ -5,12 +5,12 @@ use super::error::TrainerError;
 use super::rates::Rates;
 use super::source::{self, Gives, Record, Source};
 use super::{Settings, explain, export, module, record};
-use crate::beside::{self, Beside, Kept};
 use crate::capture::{BatchData, BatchFields, Captured, OptimizerStates, ResultValues, Results, TrainingCapture};
 use crate::data;
 use crate::error::Error;
 use crate::feed::{seed_bytes, write_seed};
-use crate::program::{CompileOptions, TrainingSession, Which, compile_inference_beside, compile_step_beside};
+use crate::program::{CompileOptions, TrainingSession, Which, compile_inference_in, compile_step_in};
+use crate::shared_session::{self, SessionPlacements, SharedSession};
 use burn::module::Module;
 use burn::optim::OptimizerRecord;
 use burn::tensor::{Device, TensorData};
@@ -27,7 +27,7 @@ pub(super) struct Family<M> {
     pub(super) source: Rc<Source<M>>,
     pub(super) settings: Settings,
     /// The placements of parameters and state in the training step.
-    pub(super) kept: Kept,
+    pub(super) placements: SessionPlacements,
     /// The constants of all programs so far.
     pub(super) constants: HashMap<String, TensorData>,
     /// Alternative paths of tied parameters.
@@ -142,8 +142,8 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         let mut options = compile.clone();
         // Fewer rows than micro-batches: one row in each.
         options.step.micro_batches = options.step.micro_batches.min(Example::rows(&shapes).unwrap_or(1));
-        let beside = self.family.beside(&self.training);
-        let (stages, constants) = compile_step_beside(&capture, which, mesh, plan, &options, &beside)?;
+        let session = self.family.shared(&self.training);
+        let (stages, constants) = compile_step_in(&capture, which, mesh, plan, &options, &session)?;
         let program = self.family.add(&mut self.training, stages.ranks, constants)?;
         self.smaller.push((shapes, which, program));
         Ok(program)
@@ -213,8 +213,8 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
     fn add_evaluation(&mut self, captured: &Captured) -> Result<(ProgramId, Vec<RankProgram>), Error> {
         let Settings { mesh, plan, compile, .. } = &self.family.settings;
         let options = CompileOptions { seed: self.training.seed(), ..compile.clone() };
-        let beside = self.family.beside(&self.training);
-        let program = compile_inference_beside(captured, mesh, plan, &options, &str::to_string, &beside)?;
+        let session = self.family.shared(&self.training);
+        let program = compile_inference_in(captured, mesh, plan, &options, &str::to_string, &session)?;
         let ranks = program.stages.ranks;
         Ok((self.family.add(&mut self.training, ranks.clone(), program.constants)?, ranks))
     }
@@ -339,8 +339,12 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
 
 impl<M> Family<M> {
     /// The programs of the session that a further program has to fit.
-    fn beside<'a>(&'a self, training: &'a TrainingSession) -> Beside<'a> {
-        Beside { kept: Some(&self.kept), constants: self.constants.clone(), programs: training.programs() }
+    fn shared<'a>(&'a self, training: &'a TrainingSession) -> SharedSession<'a> {
+        SharedSession {
+            placements: Some(&self.placements),
+            constants: self.constants.clone(),
+            programs: training.programs(),
+        }
     }
 
     /// Adds a program to the session, and writes the constants that only this program has.
@@ -350,7 +354,7 @@ impl<M> Family<M> {
         ranks: Vec<RankProgram>,
         constants: HashMap<String, TensorData>,
     ) -> Result<ProgramId, Error> {
-        let program = beside::add(training.session(), &self.settings.launch, ranks, &constants)?;
+        let program = shared_session::add(training.session(), &self.settings.launch, ranks, &constants)?;
         self.constants = constants;
         Ok(program)
     }

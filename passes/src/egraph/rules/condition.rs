@@ -1,6 +1,6 @@
 //! What the factor table has to say of an operation before a rule moves a redistribution through it.
 
-use crate::rules::{FactorKind, Rule as Row};
+use crate::factors::{FactorKind, FactorRow as Row};
 
 /// A condition on the row of an operation in the factor table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@
 
 use super::site::{Move, Site};
 use crate::egraph::heads::Heads;
-use crate::rules::{FactorKind, Rule as Row};
+use crate::factors::{FactorKind, FactorRow as Row};
 use egg::Id;
 use tpc_ir::{AxisId, Op};
 

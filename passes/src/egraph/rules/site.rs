@@ -5,7 +5,7 @@ use super::id::RuleId;
 use crate::egraph::heads::Heads;
 use crate::egraph::provenance::TermId;
 use crate::egraph::term::{ClassData, Key, KeyId, Made, Term, Typing, try_add};
-use crate::rules::{FactorId, Rule as Row, rule as row};
+use crate::factors::{FactorId, FactorRow as Row, row_of as row};
 use egg::{EClass, EGraph, Id};
 use std::cell::OnceCell;
 use std::rc::Rc;

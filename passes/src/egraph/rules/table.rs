@@ -189,7 +189,7 @@ pub fn all_rules() -> &'static [Rule] {
             .on(&[(H::REDUCE.and(H::SCATTER_ADD), H::ANY)])
             .when(&[Reduces])
             .by(gather::reduced),
-        Rule::new(20, "row-wise", Exact, "a row-wise operation commutes with all_gather_d")
+        Rule::new(20, "other operation, kept index", Exact, "f(all_gather_d(x)) = all_gather_d(f(x)), f keeps d")
             .on(&[(REST, H::ALL_GATHER), (H::ALL_GATHER, REST)])
             .when(&[Keeps])
             .both_ways(Any),

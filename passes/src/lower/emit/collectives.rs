@@ -1,8 +1,8 @@
 //! Emits collectives and their buffers.
 
 use super::super::claims::Claim;
-use super::super::launches::why;
-use super::emitter::{Emitter, Slice};
+use super::super::events::why;
+use super::emitter::{BufferPosition, Emitter};
 use super::views::has_own_buffer;
 use petgraph::graph::NodeIndex;
 use tpc_ir::program::{Action, Collective, CollectiveKind, Part, View};
@@ -10,8 +10,9 @@ use tpc_ir::sharding::chunk;
 use tpc_ir::{AxisId, Op, Type, Value};
 
 impl Emitter<'_> {
-    /// Assigns the operands of a collective of several values their positions, side by side in one buffer.
-    pub(super) fn slices(&mut self, k: usize, nodes: &[NodeIndex]) {
+    /// Allocates the buffer of a bucket, in which the operands of a collective of several values are side by side, and
+    /// decides which of them are computed there. `kernel` is the number of the collective in the schedule.
+    pub(super) fn allocate_bucket(&mut self, kernel: usize, nodes: &[NodeIndex]) {
         if nodes.len() < 2 {
             return;
         }
@@ -26,14 +27,15 @@ impl Emitter<'_> {
         for (&v, size) in operands.iter().zip(sizes) {
             // A reduction in place destroys its operand, which other readers may need.
             if has_own_buffer(self.graph.op(v)) && (!in_place || self.is_exclusive(v)) {
-                self.slices.entry(v).or_insert(Slice { buffer, offset });
+                self.in_buckets.entry(v).or_insert(BufferPosition { buffer, offset });
             }
             offset += size;
         }
-        self.bundles.insert(k, buffer);
+        self.bucket_buffers.insert(kernel, buffer);
     }
 
-    pub(super) fn start(&mut self, k: usize, nodes: &[NodeIndex]) {
+    /// Emits the start of a collective, and before it the copies of operands that are not in its buffer yet.
+    pub(super) fn start(&mut self, kernel: usize, nodes: &[NodeIndex]) {
         let first = self.graph.node(nodes[0]);
         let phase = first.origin.phase;
         let mesh = &self.graph.mesh;
@@ -46,7 +48,7 @@ impl Emitter<'_> {
         let kind = self.collective_kind(nodes, &group);
         let operands: Vec<Value> = nodes.iter().map(|&n| self.graph.operands(n)[0]).collect();
         let reduces = matches!(kind, CollectiveKind::AllReduce(_));
-        let from = match self.bundles.get(&k).copied() {
+        let from = match self.bucket_buffers.get(&kernel).copied() {
             None => self.dense(operands[0], phase),
             Some(buffer) => {
                 let mut offset = 0;
@@ -89,7 +91,7 @@ impl Emitter<'_> {
         let position = group.iter().position(|&r| r == self.rank).unwrap_or(0);
         let tag = self.started;
         self.started += 1;
-        self.tags[k] = tag;
+        self.tags[kernel] = tag;
         let values = nodes.len();
         let collective = Collective {
             kind,
@@ -109,11 +111,12 @@ impl Emitter<'_> {
         self.push(Action::Start(Box::new(collective)), Claim::Start(nodes.to_vec()), phase, label);
     }
 
-    pub(super) fn wait(&mut self, k: usize, nodes: &[NodeIndex]) {
+    /// Emits the wait for a collective that was started.
+    pub(super) fn wait(&mut self, kernel: usize, nodes: &[NodeIndex]) {
         let n = self.graph.node(nodes[0]);
         let values = nodes.len();
         let label = if values > 1 { format!("{} ×{values}", n.op.name()) } else { n.op.name() };
-        self.push(Action::Wait { tag: self.tags[k] }, Claim::Wait, n.origin.phase, label);
+        self.push(Action::Wait { tag: self.tags[kernel] }, Claim::Wait, n.origin.phase, label);
     }
 
     /// The kind of a collective, with the sizes of every rank of the group.

@@ -22,13 +22,14 @@ pub(super) struct Emitter<'a> {
     location: (Option<usize>, ModulePath),
     /// The view of every value that is in memory.
     pub(super) views: HashMap<Value, View>,
-    /// The tag of every collective that was started, by its kernel.
+    /// The tag of every collective that was started, by the number of its kernel.
     pub(super) tags: Vec<u32>,
+    /// How many collectives were started.
     pub(super) started: u32,
-    /// The buffer for the operands of every collective of several values, by its kernel.
-    pub(super) bundles: HashMap<usize, BufferId>,
-    /// Values that are computed directly in the buffer of a collective.
-    pub(super) slices: HashMap<Value, Slice>,
+    /// The buffer for the operands of every collective of several values, by the number of its kernel.
+    pub(super) bucket_buffers: HashMap<usize, BufferId>,
+    /// Values that are computed directly in the buffer of a bucket.
+    pub(super) in_buckets: HashMap<Value, BufferPosition>,
     /// Whether each value of a loop or an epilogue is read by other kernels.
     pub(super) stored: Vec<bool>,
     /// Nodes whose memory kernels read in order to recompute other values.
@@ -37,9 +38,9 @@ pub(super) struct Emitter<'a> {
     pub(super) stats: HashMap<NodeIndex, Stats>,
 }
 
-/// The position of a value in the buffer of a collective.
+/// The position of a value in the buffer of a bucket.
 #[derive(Clone, Copy)]
-pub(super) struct Slice {
+pub(super) struct BufferPosition {
     pub(super) buffer: BufferId,
     /// In elements.
     pub(super) offset: usize,
@@ -58,8 +59,8 @@ impl<'a> Emitter<'a> {
             views: HashMap::new(),
             tags: vec![0; kernels.len()],
             started: 0,
-            bundles: HashMap::new(),
-            slices: HashMap::new(),
+            bucket_buffers: HashMap::new(),
+            in_buckets: HashMap::new(),
             stored,
             recomputing: depend::recomputing(graph, kernels).into_keys().collect(),
             stats: HashMap::new(),
@@ -89,8 +90,8 @@ impl<'a> Emitter<'a> {
     pub(super) fn define(&mut self, value: Value) -> View {
         let ty = self.graph.ty(value).clone();
         let label = self.graph.op(value).name();
-        let view = match self.slices.get(&value) {
-            Some(slice) => View { offset: slice.offset, ..View::dense(slice.buffer, ty.dtype, self.shape(&ty)) },
+        let view = match self.in_buckets.get(&value) {
+            Some(at) => View { offset: at.offset, ..View::dense(at.buffer, ty.dtype, self.shape(&ty)) },
             None => self.buffer(&ty, self.shape(&ty), false, &label),
         };
         self.views.insert(value, view.clone());

@@ -1,8 +1,8 @@
 //! Decides which results overwrite the memory of another value.
 
 use super::super::depend;
+use super::super::events::{Event, Schedule};
 use super::super::kernel::{Kernel, LoopDim, Nest, letters};
-use super::super::launches::{Event, Schedule};
 use super::emitter::Emitter;
 use super::views::has_own_buffer;
 use petgraph::graph::NodeIndex;
@@ -141,7 +141,7 @@ impl Emitter<'_> {
         let candidates = nest.nodes.iter().flat_map(reads).filter(|(reader, v, row)| {
             let alone = has_own_buffer(graph.op(*v)) && self.is_exclusive(*v) && !self.recomputing.contains(&v.node);
             let fits = graph.ty(*v).dtype == ty.dtype && graph.ty(*v).sharding == ty.sharding;
-            alone && fits && !self.slices.contains_key(v) && nest.along(*reader, row) == nest.dims[&result]
+            alone && fits && !self.in_buckets.contains_key(v) && nest.along(*reader, row) == nest.dims[&result]
         });
         candidates.map(|(_, v, _)| v).find(|v| self.views.contains_key(v) && !nest.dims.contains_key(&v.node))
     }

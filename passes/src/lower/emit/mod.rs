@@ -28,8 +28,8 @@ mod single;
 mod views;
 
 use super::claims::Claims;
+use super::events::{Event, Schedule};
 use super::kernel::Kernel;
-use super::launches::{Event, Schedule};
 use emitter::Emitter;
 use in_place::{InPlace, in_place, stored};
 use tpc_ir::Graph;
@@ -43,7 +43,7 @@ pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProg
     let in_place = in_place(graph, schedule);
     for (k, kernel) in kernels.iter().enumerate() {
         if let Kernel::Collective(nodes) = kernel {
-            emitter.slices(k, nodes);
+            emitter.allocate_bucket(k, nodes);
         }
     }
     for event in &schedule.order {

@@ -49,7 +49,7 @@ fn in_program_order(
 }
 
 /// The chosen terms as a graph, and the rule that each node is due to.
-pub fn rebuild(
+pub fn to_graph(
     old: &Graph,
     egraph: &EGraph<Term, Typing>,
     order: &[(Id, Term)],

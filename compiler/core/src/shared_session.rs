@@ -1,5 +1,5 @@
-//! Compiling a program that a session executes in turn with others: an evaluation between training steps, or a step on
-//! a smaller batch.
+//! A program that a session executes in turn with others, over the same parameters: an evaluation between training
+//! steps, or a step on a smaller batch.
 //!
 //! The program finds parameters and state where the other programs have them. It uses the plan of the session's first
 //! program. Entries for modules that the new program does not use are left out, and parameters without an entry stay
@@ -19,9 +19,9 @@ use tpc_runtime::{LaunchOptions, ProgramId, Session};
 
 /// The programs of a session that a new program joins; empty for a separate session.
 #[derive(Default)]
-pub(crate) struct Beside<'a> {
-    /// Where the first of them keeps its parameters and states.
-    pub(crate) kept: Option<&'a Kept>,
+pub(crate) struct SharedSession<'a> {
+    /// Where the first of them has its parameters and states.
+    pub(crate) placements: Option<&'a SessionPlacements>,
     /// The constants of these programs, by name.
     pub(crate) constants: HashMap<String, TensorData>,
     /// The rank programs of each.
@@ -29,7 +29,7 @@ pub(crate) struct Beside<'a> {
 }
 
 /// The placements of a program's parameters and states.
-pub(crate) struct Kept {
+pub(crate) struct SessionPlacements {
     mesh: Mesh,
     types: HashMap<InputId, Type>,
 }
@@ -38,16 +38,16 @@ fn is_kept(kind: InputKind) -> bool {
     matches!(kind, InputKind::Parameter | InputKind::State)
 }
 
-impl Kept {
+impl SessionPlacements {
     /// Of a placed program.
     pub(crate) fn of(placed: &Graph) -> Self {
         let inputs = placed.inputs().filter(|(_, id)| id.is_kept());
         let types = inputs.map(|(node, id)| (id.clone(), placed.node(node).types[0].clone()));
-        Kept { mesh: placed.mesh.clone(), types: types.collect() }
+        SessionPlacements { mesh: placed.mesh.clone(), types: types.collect() }
     }
 }
 
-impl Beside<'_> {
+impl SharedSession<'_> {
     /// Checks that all parameters and states have the same placements in the new program.
     pub(crate) fn check(&self, ranks: &[RankProgram]) -> Result<(), Error> {
         let Some(first) = self.programs.first() else { return Ok(()) };
@@ -77,25 +77,25 @@ pub(crate) fn add(
     Ok(program)
 }
 
-/// The canonical program, and the placements that the plan demands of it.
-pub(crate) fn annotated(
+/// Like [`parallelize_module`], but parameters and states have the placements that the first program of the session gives
+/// them, and entries of the plan for modules that the program does not use are left out.
+pub(crate) fn parallelize_like(
+    first: &SessionPlacements,
     captured: &Graph,
     mesh: &Mesh,
     plan: &Plan,
-    beside: &Beside<'_>,
-) -> Result<(Graph, Annotations), Error> {
-    let Some(kept) = beside.kept else { return Ok(parallelize_module(captured, mesh, plan.clone(), None)?) };
+) -> Result<(Graph, Annotations), StyleError> {
     let mut plan = Plan { allow_unused_axes: true, ..plan.clone() };
     let (logical, mut annotations) = loop {
         match parallelize_module(captured, mesh, plan.clone(), None) {
             Ok(found) => break found,
-            Err(error) if !leave_out(&mut plan, &error) => return Err(error.into()),
+            Err(error) if !leave_out(&mut plan, &error) => return Err(error),
             Err(_) => {}
         }
     };
-    if annotations.mesh == kept.mesh {
+    if annotations.mesh == first.mesh {
         for (node, id) in logical.inputs().filter(|(_, id)| id.is_kept()) {
-            let like = kept.types.get(id).filter(|ty| ty.shape == logical.node(node).types[0].shape);
+            let like = first.types.get(id).filter(|ty| ty.shape == logical.node(node).types[0].shape);
             let Some(ty) = like else { continue };
             let stays = annotations.inputs.get(id).map_or(ty.sharding.is_replicated(), |a| a.sharding == ty.sharding);
             if !stays {

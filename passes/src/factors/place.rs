@@ -2,7 +2,7 @@
 //! propagation, the analysis of the e-graph, the planner and lowering all use it. The checker
 //! ([`check`](mod@crate::check)) does not.
 
-use super::{FactorKind, Rule};
+use super::{FactorKind, FactorRow};
 use tpc_ir::{AxisId, AxisSet, Op, Partial, ReduceOp, Sharding, Type};
 
 /// Why operands cannot be combined without communication as they are placed.
@@ -33,9 +33,9 @@ pub enum Misplaced {
 ///
 /// # Errors
 /// The operands cannot be combined as they are placed.
-pub fn place(rule: &Rule, operands: &[&Type], given: Option<&Sharding>) -> Result<Sharding, Misplaced> {
-    let mut cut: Vec<Option<&[AxisId]>> = vec![None; rule.factors.len()];
-    for (ty, dims) in operands.iter().zip(&rule.operands) {
+pub fn result_sharding(row: &FactorRow, operands: &[&Type], given: Option<&Sharding>) -> Result<Sharding, Misplaced> {
+    let mut cut: Vec<Option<&[AxisId]>> = vec![None; row.factors.len()];
+    for (ty, dims) in operands.iter().zip(&row.operands) {
         for (d, &f) in dims.iter().enumerate() {
             let axes = ty.sharding.dims[d].as_slice();
             match cut[f] {
@@ -45,12 +45,12 @@ pub fn place(rule: &Rule, operands: &[&Type], given: Option<&Sharding>) -> Resul
         }
     }
     if let Some(given) = given {
-        for (d, &f) in rule.results[0].iter().enumerate() {
+        for (d, &f) in row.results[0].iter().enumerate() {
             cut[f] = cut[f].or(Some(&given.dims[d]));
         }
     }
     let mut used = AxisSet::EMPTY;
-    for (axes, factor) in cut.iter().zip(&rule.factors) {
+    for (axes, factor) in cut.iter().zip(&row.factors) {
         for &a in axes.unwrap_or(&[]) {
             if factor.kind == FactorKind::Whole {
                 return Err(Misplaced::Whole);
@@ -61,9 +61,9 @@ pub fn place(rule: &Rule, operands: &[&Type], given: Option<&Sharding>) -> Resul
             used = used.union(AxisSet::one(a));
         }
     }
-    let dims = rule.results[0].iter().map(|&f| cut[f].unwrap_or(&[]).to_vec()).collect();
-    let mut result = Sharding { dims, partial: passing(rule, operands, used)? };
-    for (axes, factor) in cut.iter().zip(&rule.factors) {
+    let dims = row.results[0].iter().map(|&f| cut[f].unwrap_or(&[]).to_vec()).collect();
+    let mut result = Sharding { dims, partial: passing(row, operands, used)? };
+    for (axes, factor) in cut.iter().zip(&row.factors) {
         if let (FactorKind::Reduce(op), Some(axes)) = (factor.kind, axes) {
             let axes = axes.iter().copied().collect();
             result = result.with_partial(op, axes).ok_or(Misplaced::TwoReductions)?;
@@ -73,7 +73,7 @@ pub fn place(rule: &Rule, operands: &[&Type], given: Option<&Sharding>) -> Resul
 }
 
 /// How the result is partial because operands are partial.
-fn passing(rule: &Rule, operands: &[&Type], used: AxisSet) -> Result<Option<Partial>, Misplaced> {
+fn passing(row: &FactorRow, operands: &[&Type], used: AxisSet) -> Result<Option<Partial>, Misplaced> {
     let Some(first) = operands.iter().position(|t| t.sharding.partial.is_some()) else { return Ok(None) };
     let partial = operands[first].sharding.partial;
     let Some(Partial { op, axes }) = partial else { return Ok(None) };
@@ -81,10 +81,10 @@ fn passing(rule: &Rule, operands: &[&Type], used: AxisSet) -> Result<Option<Part
         return Err(Misplaced::Partial);
     }
     if op != ReduceOp::Sum {
-        let alone = rule.increasing && operands.len() == 1 && op != ReduceOp::Prod;
+        let alone = row.increasing && operands.len() == 1 && op != ReduceOp::Prod;
         return if alone { Ok(partial) } else { Err(Misplaced::Partial) };
     }
-    let joint = rule.linear_set(first).ok_or(Misplaced::Partial)?;
+    let joint = row.linear_set(first).ok_or(Misplaced::Partial)?;
     for (i, ty) in operands.iter().enumerate() {
         let expected = if joint.contains(&i) { partial } else { None };
         if ty.sharding.partial != expected {

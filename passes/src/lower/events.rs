@@ -1,4 +1,4 @@
-//! The schedule that all ranks share.
+//! The schedule that all ranks share: kernels, and the events of running, starting and waiting in their order.
 
 use super::kernel::Kernel;
 use petgraph::graph::NodeIndex;

@@ -17,7 +17,8 @@ use tpc_ir::{Graph, ModulePath, Op, Region};
 pub(super) enum Want {
     /// The layouts of a preparation, in order.
     Layouts(Prepare),
-    /// Sharding along a dimension, or along the one before the features if there are fewer dimensions.
+    /// Sharding along this dimension, or along the one right before the features if the value has too few dimensions. A
+    /// value of one dimension is left alone.
     Sequence(isize),
 }
 
@@ -51,20 +52,20 @@ impl Wanted {
 
 /// Everything that the styles of a plan demand.
 #[derive(Default)]
-pub(super) struct Claims {
-    /// The direction in which each parameter is cut, and the entry that demands it.
+pub(super) struct Demands {
+    /// By the path of each parameter that is cut: its direction, and the entry that demands it.
     pub directions: BTreeMap<ModulePath, (Direction, reason::Entry)>,
     /// The demands for values at boundaries.
     pub boundaries: Vec<Wanted>,
 }
 
-impl Claims {
-    /// Collects the demands of the styles of a plan. `all` has the weights of the graph. The modules are those that
+impl Demands {
+    /// Collects the demands of the styles of a plan. `weights` are those of the graph. The modules are those that
     /// have parameters, and those of `regions`.
     pub fn of(
         graph: &Graph,
         plan: &Plan,
-        all: &BTreeMap<ModulePath, Weight>,
+        weights: &BTreeMap<ModulePath, Weight>,
         regions: &[Region],
     ) -> Result<Self, StyleError> {
         let holders = paths(graph);
@@ -74,9 +75,9 @@ impl Claims {
                 modules.push(region.path.clone());
             }
         }
-        let mut claims = Claims::default();
-        // The index of the entry that claims each parameter. Two entries may have the same path.
-        let mut claimed: HashMap<ModulePath, usize> = HashMap::new();
+        let mut demands = Demands::default();
+        // The index of the entry that cuts each parameter. Two entries may have the same path.
+        let mut cut_by: HashMap<ModulePath, usize> = HashMap::new();
         for (index, entry) in plan.styles.iter().enumerate() {
             let Entry { path: pattern, style } = entry;
             let matches =
@@ -90,8 +91,8 @@ impl Claims {
             let several = matched.len() > 1;
             for module in matched {
                 let mut placements = Placements::default();
-                style.place(&Module::new(graph, all, module), &mut placements)?;
-                if placements.is_empty() {
+                style.demand(&Module::new(graph, weights, module), &mut placements)?;
+                if placements.is_empty() && !placements.may_be_empty {
                     if several && !holders.contains(module) {
                         continue; // A wildcard also matches this region, which has no parameters.
                     }
@@ -100,12 +101,12 @@ impl Claims {
                         style: style.name().into(),
                         module: module.clone(),
                         kind: None,
-                        because: Box::new(obstacle(graph, all, module, style.accepts())),
+                        because: Box::new(obstacle(graph, weights, module, style.accepts())),
                     });
                 }
                 for (parameter, direction) in placements.cuts {
-                    let other = claimed.insert(parameter.clone(), index).filter(|&other| other != index);
-                    let before = claims.directions.insert(parameter.clone(), (direction, name.clone()));
+                    let other = cut_by.insert(parameter.clone(), index).filter(|&other| other != index);
+                    let before = demands.directions.insert(parameter.clone(), (direction, name.clone()));
                     if let (Some(_), Some((earlier, first))) = (other, before) {
                         let (first, second) = (first.to_string(), name.to_string());
                         return Err(StyleError::Twice { parameter, first, second, directions: [earlier, direction] });
@@ -115,7 +116,7 @@ impl Claims {
                     placements.boundaries.into_iter().map(|(p, s, i, prepare)| (p, s, i, Want::Layouts(prepare)));
                 let sequences =
                     placements.sequences.into_iter().map(|(p, dim)| (p, Side::Results, 0, Want::Sequence(dim)));
-                claims.boundaries.extend(boundaries.chain(sequences).map(|(path, side, position, want)| Wanted {
+                demands.boundaries.extend(boundaries.chain(sequences).map(|(path, side, position, want)| Wanted {
                     path,
                     side,
                     position,
@@ -125,7 +126,7 @@ impl Claims {
                 }));
             }
         }
-        Ok(claims)
+        Ok(demands)
     }
 }
 
@@ -138,13 +139,13 @@ fn entry_name(entry: &Entry) -> reason::Entry {
 }
 
 /// Why a style finds nothing that it accepts in a module.
-fn obstacle(graph: &Graph, all: &BTreeMap<ModulePath, Weight>, module: &ModulePath, accepts: &str) -> Obstacle {
+fn obstacle(graph: &Graph, weights: &BTreeMap<ModulePath, Weight>, module: &ModulePath, accepts: &str) -> Obstacle {
     let parameters = graph.inputs().filter_map(|(_, id)| id.parameter()).filter(|name| name.is_below(module));
     let parameters: Vec<ModulePath> = parameters.cloned().collect();
-    if !parameters.is_empty() && !parameters.iter().any(|name| all.contains_key(name)) {
+    if !parameters.is_empty() && !parameters.iter().any(|name| weights.contains_key(name)) {
         return Obstacle::Unused(parameters);
     }
-    let own = || all.values().filter(|w| w.name.holder() == *module);
+    let own = || weights.values().filter(|w| w.name.holder() == *module);
     let is_matrix = |w: &&Weight| matches!(graph.op(w.input.into()), Op::Input { layout, .. } if layout.len() > 1);
     if let Some(matrix) = own().filter(|w| w.role == Role::Vector).find(is_matrix) {
         let operation = graph.node(matrix.user).op.name();

@@ -1,7 +1,7 @@
 //! The rows of the factor table, one match arm per operation. A new operation gets its placements, its rewrites and its
 //! validation from its arm.
 
-use super::{Factor, FactorKind, Rule, aligned};
+use super::{Factor, FactorKind, FactorRow, aligned};
 use tpc_ir::{DType, MapFn, Op, ReduceOp, Type};
 
 use FactorKind::{Pass, Reduce, Whole};
@@ -9,7 +9,7 @@ use FactorKind::{Pass, Reduce, Whole};
 /// The row of an operation. `operands` and `results` give the shapes; their placements are ignored.
 ///
 /// The row of a redistribution is trivial, because the rules of the e-graph move redistributions.
-pub fn rule(op: &Op, operands: &[&Type], results: &[&Type]) -> Rule {
+pub fn row_of(op: &Op, operands: &[&Type], results: &[&Type]) -> FactorRow {
     let mut row = Row::default();
     let same = |row: &mut Row, n: usize, whole: Option<usize>| {
         // All operands and results have the same dimensions, of which one may have to stay whole.
@@ -117,7 +117,7 @@ pub fn rule(op: &Op, operands: &[&Type], results: &[&Type]) -> Rule {
         | Op::ShardSlice { .. }
         | Op::ToPartial { .. } => same(&mut row, 1, None),
     }
-    Rule {
+    FactorRow {
         factors: row.all,
         operands: row.operands,
         results: row.results,
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn a_product_reduces_the_letter_that_the_result_lacks() {
         let (x, w, y) = (Type::new(DType::F32, [2, 3]), Type::new(DType::F32, [3, 5]), Type::new(DType::F32, [2, 5]));
-        let r = rule(&Op::Einsum { subs: Subscripts::parse("ij,jk->ik").unwrap() }, &[&x, &w], &[&y]);
+        let r = row_of(&Op::Einsum { subs: Subscripts::parse("ij,jk->ik").unwrap() }, &[&x, &w], &[&y]);
         assert_eq!(r.factors[1], Factor { kind: Reduce(ReduceOp::Sum), size: 3 });
         assert_eq!((r.operands, r.results), (vec![vec![0, 1], vec![1, 2]], vec![vec![0, 2]]));
     }
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn a_reshape_passes_unchanged_dimensions() {
         let (x, y) = (Type::new(DType::F32, [4, 6, 5]), Type::new(DType::F32, [4, 30]));
-        let r = rule(&Op::Reshape, &[&x], &[&y]);
+        let r = row_of(&Op::Reshape, &[&x], &[&y]);
         assert_eq!(r.factors.iter().map(|f| f.kind).collect::<Vec<_>>(), [Pass, Whole, Whole, Whole]);
     }
 }

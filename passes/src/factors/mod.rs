@@ -14,8 +14,8 @@ mod place;
 mod table;
 
 pub use alignment::aligned;
-pub use place::{Misplaced, place, place_redistribution};
-pub use table::rule;
+pub use place::{Misplaced, place_redistribution, result_sharding};
+pub use table::row_of;
 
 use tpc_ir::ReduceOp;
 
@@ -39,12 +39,12 @@ pub struct Factor {
     pub size: usize,
 }
 
-/// The index of a factor in its rule.
+/// The index of a factor in its row.
 pub type FactorId = usize;
 
 /// The row of the table for one operation with given shapes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule {
+pub struct FactorRow {
     /// The factors.
     pub factors: Vec<Factor>,
     /// For every operand, the factor of each dimension.
@@ -58,7 +58,7 @@ pub struct Rule {
     pub increasing: bool,
 }
 
-impl Rule {
+impl FactorRow {
     /// The dimension of an operand with a factor.
     pub fn operand_dim(&self, operand: usize, factor: FactorId) -> Option<usize> {
         self.operands[operand].iter().position(|&f| f == factor)
@@ -69,9 +69,9 @@ impl Rule {
         self.results[result].iter().position(|&f| f == factor)
     }
 
-    /// The row of an operation that has only one of the results, as [`place`] wants it.
-    pub fn of_result(&self, result: usize) -> Rule {
-        Rule { results: vec![self.results[result].clone()], ..self.clone() }
+    /// The row of an operation that has only one of the results, as [`result_sharding`] wants it.
+    pub fn of_result(&self, result: usize) -> FactorRow {
+        FactorRow { results: vec![self.results[result].clone()], ..self.clone() }
     }
 
     /// The linear set that contains `operand`, if there is one.
