@@ -1,0 +1,102 @@
+//! What the planner may not do, so that one can ask what a program would cost without it.
+//!
+//! A prohibition concerns one value, wherever it lies, and all values that are placed like it. The costs make every move
+//! infinite that breaks it, so no solution of the cost network does, and the bound is one on all programs without it.
+//!
+//! Before: `%40 = all_reduce tp sum %39`. With [`Ban::Collective`] of an all-reduce over `tp` for `%39`:
+//! `%40 = reduce_scatter tp sum dim=1 %39`, or products that leave no partial sum.
+
+use super::logical::{Logical, ValueId};
+use crate::redistribute::steps;
+use rustc_hash::FxHashMap;
+use tpc_ir::program::CollectiveOp;
+use tpc_ir::{AxisSet, Op, Sharding, Value};
+
+/// What is not to happen to a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ban {
+    /// A collective of this kind over one of the axes brings it elsewhere.
+    Collective(CollectiveOp, AxisSet),
+    /// Any collective over one of the axes brings it elsewhere.
+    Communication(AxisSet),
+    /// It is computed, kept or read at this placement.
+    Placement(Sharding),
+}
+
+/// What is not to happen to a value of a placed graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forbidden {
+    /// The value, before or after redistributions.
+    pub value: Value,
+    /// What is not to happen to it.
+    pub ban: Ban,
+}
+
+/// The kind of a collective; none of another operation.
+pub fn kind(op: &Op) -> Option<CollectiveOp> {
+    match op {
+        Op::AllReduce { .. } => Some(CollectiveOp::AllReduce),
+        Op::AllGather { .. } => Some(CollectiveOp::AllGather),
+        Op::ReduceScatter { .. } => Some(CollectiveOp::ReduceScatter),
+        Op::AllToAll { .. } => Some(CollectiveOp::AllToAll),
+        _ => None,
+    }
+}
+
+impl Ban {
+    /// Whether bringing a value from one placement to another breaks it.
+    fn bars(&self, from: &Sharding, to: &Sharding) -> bool {
+        let over = |op: &Op, axes: AxisSet| !op.axes().intersection(axes).is_empty();
+        match self {
+            Ban::Placement(at) => from == at || to == at,
+            _ if from == to => false,
+            Ban::Collective(banned, axes) => {
+                steps(from, to).iter().any(|op| kind(op) == Some(*banned) && over(op, *axes))
+            }
+            Ban::Communication(axes) => steps(from, to).iter().any(|op| op.is_collective() && over(op, *axes)),
+        }
+    }
+}
+
+/// The prohibitions by value, for the values that others are placed like.
+#[derive(Debug, Default)]
+pub struct Bans(FxHashMap<ValueId, Vec<Ban>>);
+
+impl Bans {
+    /// The prohibitions for the values of a program.
+    pub fn of(logical: &Logical, forbidden: &[Forbidden]) -> Self {
+        let mut bans = Bans::default();
+        if forbidden.is_empty() {
+            return bans;
+        }
+        let of: FxHashMap<Value, ValueId> =
+            logical.values.iter().enumerate().map(|(v, value)| (value.source, v)).collect();
+        for Forbidden { value, ban } in forbidden {
+            let Some(&value) = of.get(&source(logical, *value)) else { continue };
+            let all = bans.0.entry(logical.like(value)).or_default();
+            if !all.contains(ban) {
+                all.push(ban.clone());
+            }
+        }
+        bans
+    }
+
+    /// Whether bringing a value from one placement to another breaks one of them. The value is one that others are placed
+    /// like.
+    pub fn bar(&self, value: ValueId, from: &Sharding, to: &Sharding) -> bool {
+        self.0.get(&value).is_some_and(|bans| bans.iter().any(|ban| ban.bars(from, to)))
+    }
+
+    /// Whether there are some for a value that others are placed like.
+    pub fn concern(&self, value: ValueId) -> bool {
+        self.0.contains_key(&value)
+    }
+}
+
+/// A value before it was redistributed.
+fn source(logical: &Logical, value: Value) -> Value {
+    match logical.graph.op(value).is_redistribution() {
+        true => source(logical, logical.graph.operands(value.node)[0]),
+        false => value,
+    }
+}

@@ -1,0 +1,76 @@
+//! The best program that keeps to some prohibitions, which answers what they forbid is worth.
+
+use super::costs::{Costs, Weights};
+use super::emit::emit;
+use super::forbidden::{Bans, Forbidden};
+use super::logical::Logical;
+use super::{PlannerReport, ROUNDS, chosen, regathered, seconds};
+use crate::check::check;
+use crate::denotes::denotes;
+use crate::reasons::explain;
+use crate::targets::Target;
+use petgraph::graph::NodeIndex;
+use tpc_ir::Graph;
+
+/// What the planner found under prohibitions.
+#[derive(Debug)]
+pub enum Without {
+    /// A program that keeps to them.
+    Found {
+        /// The program, which both proofs ([`check`], [`denotes`]) hold of.
+        graph: Graph,
+        /// How it was found.
+        report: PlannerReport,
+        /// The collectives of the program that bring the values elsewhere which the prohibitions concern.
+        collectives: Vec<NodeIndex>,
+    },
+    /// No choice of placements keeps to them.
+    Impossible,
+    /// The search found none.
+    NotFound,
+}
+
+/// Plans a placed graph along all its axes, also to a program that costs more than the graph, so that it keeps to some
+/// prohibitions. With none the result is what the planner finds best.
+pub fn plan_without(graph: &Graph, target: &Target, weights: Weights, forbidden: &[Forbidden]) -> Without {
+    let logical = Logical::of(graph);
+    let costs = Costs::new(target, &logical, weights, Bans::of(&logical, forbidden));
+    let before = costs.program();
+    let mut report = PlannerReport { before, after: before, ..PlannerReport::default() };
+    let choice = chosen(&logical, &costs, ROUNDS, true, &mut report);
+    match report.steps.last() {
+        Some(last) if report.complete && last.bound.is_infinite() => return Without::Impossible,
+        Some(last) if !last.seconds.is_finite() => return Without::NotFound,
+        _ => {}
+    }
+    let Some(mut planned) = emit(&logical, &choice) else { return Without::NotFound };
+    explain(&mut planned);
+    if check(&planned).is_err() || denotes(&planned, graph).is_err() {
+        return Without::NotFound;
+    }
+    (report.after, report.taken) = (seconds(&planned, target), true);
+    report.regathered = regathered(&logical, &choice);
+    let collectives = collectives(&logical, &costs, &planned);
+    Without::Found { graph: planned, report, collectives }
+}
+
+/// The collectives that bring values elsewhere which prohibitions concern. The planned program has the operations of the
+/// logical one in its order, apart from constants, which it makes where they are read.
+fn collectives(logical: &Logical, costs: &Costs, planned: &Graph) -> Vec<NodeIndex> {
+    let after = Logical::of(planned);
+    let made = |of: &Logical| -> Vec<(usize, usize)> {
+        let operations = of.operations.iter().enumerate().filter(|(_, operation)| !of.is_constant(operation));
+        operations.flat_map(|(o, operation)| (0..operation.results.len()).map(move |result| (o, result))).collect()
+    };
+    let concerned: Vec<usize> = made(logical)
+        .into_iter()
+        .zip(made(&after))
+        .filter(|&((o, result), _)| costs.bars_some(logical.like(logical.operations[o].results[result])))
+        .map(|(_, (o, result))| after.operations[o].results[result])
+        .collect();
+    let moves = after
+        .moves
+        .iter()
+        .filter(|&&(node, value)| concerned.contains(&value) && planned.node(node).op.is_collective());
+    moves.map(|&(node, _)| node).collect()
+}
