@@ -31,7 +31,7 @@ pub struct Why {
     predicted: Predicted,
     /// What to explain: %N as dump-ir --stage placed numbers it, a kind of collective with or without its axes
     /// (all_reduce tp), a parameter or another input, or a module; paths may be patterns (layers.*.attention)
-    #[arg(value_name = "WHAT")]
+    #[arg(value_name = "WHAT", index = 2)]
     what: Vec<String>,
     #[command(flatten)]
     placement: Placement,
@@ -39,7 +39,7 @@ pub struct Why {
 
 /// The subcommand, in which MODEL_DIR is a part of WHAT if a preset is named.
 pub(crate) fn with_preset(command: clap::Command) -> clap::Command {
-    let free = |arg: clap::Arg| arg.conflicts_with(clap::builder::Resettable::Reset);
+    let free = |arg: clap::Arg| arg.index(1).conflicts_with(clap::builder::Resettable::Reset);
     command.mut_subcommand("why", |why| why.mut_arg("model", free))
 }
 
