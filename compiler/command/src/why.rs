@@ -19,7 +19,7 @@ use tpc_passes::styles::pattern::Pattern;
 use tpc_runtime::session::Backend;
 
 /// Most subjects that are explained at once.
-const MOST: usize = 4;
+const MOST: usize = 8;
 
 /// Most readers of a value that are shown.
 const READERS: usize = 4;
@@ -207,8 +207,8 @@ impl Costs {
         add("this program".into(), &self.program, String::new());
         add("the best that was found".into(), &self.best(), String::new());
         for Alternative { barred, found } in alternatives {
-            if let Found::Program { program, collectives } = found {
-                add(barred.to_string(), program, collectives_text(collectives));
+            if let Found::Program { program, collectives, types } = found {
+                add(barred.to_string(), program, instead(collectives, types));
             }
         }
         let mut text = aligned(&cells, &[0, 6]);
@@ -223,10 +223,11 @@ impl Costs {
     }
 }
 
-fn collectives_text(collectives: &[(String, usize)]) -> String {
+/// What a program has for values, in words.
+fn instead(collectives: &[(String, usize)], types: &[String]) -> String {
     let one = |(text, count): &(String, usize)| if *count > 1 { format!("{text} ×{count}") } else { text.clone() };
     let all: Vec<String> = collectives.iter().map(one).collect();
-    if all.is_empty() { "no collective of it".into() } else { all.join(", ") }
+    if all.is_empty() { format!("no collective of it, as {}", types.join(" or ")) } else { all.join(", ") }
 }
 
 fn explained_text(explained: &Explained, program: &Program) -> String {
@@ -331,11 +332,11 @@ fn answer_json(explained: &Explained, without: &[Alternative]) -> Json {
         json!({ "operation": reader.operation, "type": reader.ty, "module": reader.module, "needs": needs })
     });
     let without = without.iter().map(|Alternative { barred, found }| match found {
-        Found::Program { program, collectives } => {
+        Found::Program { program, collectives, types } => {
             let instead = collectives.iter().map(|(text, count)| json!({ "operation": text, "count": count }));
             json!({
                 "without": barred.to_string(), "found": true, "program": program_json(program),
-                "instead": instead.collect::<Vec<_>>(),
+                "instead": instead.collect::<Vec<_>>(), "types": types,
             })
         }
         Found::Impossible => json!({ "without": barred.to_string(), "found": false, "impossible": true }),

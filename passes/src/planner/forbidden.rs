@@ -47,9 +47,11 @@ impl Ban {
     /// Whether bringing a value from one placement to another breaks it.
     fn bars(&self, from: &Sharding, to: &Sharding) -> bool {
         let over = |op: &Op, axes: AxisSet| !op.axes().intersection(axes).is_empty();
+        // No redistribution makes a term of one reduction a term of another; the costs say so.
+        let is_possible = from.partial.is_none_or(|before| to.partial.is_none_or(|after| before.op == after.op));
         match self {
             Ban::Placement(at) => from == at || to == at,
-            _ if from == to => false,
+            _ if from == to || !is_possible => false,
             Ban::Collective(banned, axes) => {
                 steps(from, to).iter().any(|op| kind(op) == Some(*banned) && over(op, *axes))
             }

@@ -3,14 +3,14 @@
 use super::costs::{Costs, Weights};
 use super::emit::emit;
 use super::forbidden::{Bans, Forbidden};
-use super::logical::Logical;
+use super::logical::{Logical, ValueId};
 use super::{PlannerReport, ROUNDS, chosen, regathered, seconds};
 use crate::check::check;
 use crate::denotes::denotes;
 use crate::reasons::explain;
 use crate::targets::Target;
 use petgraph::graph::NodeIndex;
-use tpc_ir::Graph;
+use tpc_ir::{Graph, Value};
 
 /// What the planner found under prohibitions.
 #[derive(Debug)]
@@ -21,7 +21,9 @@ pub enum Without {
         graph: Graph,
         /// How it was found.
         report: PlannerReport,
-        /// The collectives of the program that bring the values elsewhere which the prohibitions concern.
+        /// The values of the program that the prohibitions concern, where they are computed.
+        values: Vec<Value>,
+        /// The collectives of the program that bring them elsewhere.
         collectives: Vec<NodeIndex>,
     },
     /// No choice of placements keeps to them.
@@ -50,19 +52,19 @@ pub fn plan_without(graph: &Graph, target: &Target, weights: Weights, forbidden:
     }
     (report.after, report.taken) = (seconds(&planned, target), true);
     report.regathered = regathered(&logical, &choice);
-    let collectives = collectives(&logical, &costs, &planned);
-    Without::Found { graph: planned, report, collectives }
+    let (values, collectives) = concerned(&logical, &costs, &planned);
+    Without::Found { graph: planned, report, values, collectives }
 }
 
-/// The collectives that bring values elsewhere which prohibitions concern. The planned program has the operations of the
-/// logical one in its order, apart from constants, which it makes where they are read.
-fn collectives(logical: &Logical, costs: &Costs, planned: &Graph) -> Vec<NodeIndex> {
+/// The values of a planned program that prohibitions concern, and the collectives that bring them elsewhere. The planned
+/// program has the operations of the logical one in its order, apart from constants, which it makes where they are read.
+fn concerned(logical: &Logical, costs: &Costs, planned: &Graph) -> (Vec<Value>, Vec<NodeIndex>) {
     let after = Logical::of(planned);
     let made = |of: &Logical| -> Vec<(usize, usize)> {
         let operations = of.operations.iter().enumerate().filter(|(_, operation)| !of.is_constant(operation));
         operations.flat_map(|(o, operation)| (0..operation.results.len()).map(move |result| (o, result))).collect()
     };
-    let concerned: Vec<usize> = made(logical)
+    let concerned: Vec<ValueId> = made(logical)
         .into_iter()
         .zip(made(&after))
         .filter(|&((o, result), _)| costs.bars_some(logical.like(logical.operations[o].results[result])))
@@ -72,5 +74,6 @@ fn collectives(logical: &Logical, costs: &Costs, planned: &Graph) -> Vec<NodeInd
         .moves
         .iter()
         .filter(|&&(node, value)| concerned.contains(&value) && planned.node(node).op.is_collective());
-    moves.map(|&(node, _)| node).collect()
+    let values = concerned.iter().map(|&value| after.values[value].source).collect();
+    (values, moves.map(|&(node, _)| node).collect())
 }

@@ -3,6 +3,7 @@
 use super::need::{Need, needs};
 use super::{Subject, Why};
 use crate::summary::Modules;
+use std::collections::BTreeSet;
 use std::fmt;
 use tpc_ir::reason::Cause;
 use tpc_ir::text::{number, operation, output_name, value_text};
@@ -135,9 +136,9 @@ pub(super) fn explain(why: &Why, subject: &Subject) -> Explained {
     let display = |value: Value| graph.ty(value).display(&graph.mesh);
     let moved = n.op.is_redistribution().then(|| graph.operands(value.node)[0]);
     let maker = moved.map(|source| {
-        let operands = graph.operands(source.node).into_iter();
+        let operands: BTreeSet<Value> = graph.operands(source.node).into_iter().collect();
         let over = n.op.axes();
-        let cut = operands.filter(|&v| over.iter().any(|axis| !graph.ty(v).sharding.is_invariant(axis)));
+        let cut = operands.into_iter().filter(|&v| over.iter().any(|axis| !graph.ty(v).sharding.is_invariant(axis)));
         Maker { operation: shown(source), ty: display(source), cut: cut.map(|v| (name(v), display(v))).collect() }
     });
     let mut readers: Vec<Value> = Vec::new();

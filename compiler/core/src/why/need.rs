@@ -13,6 +13,8 @@ pub enum Need {
     Sum,
     /// The operation needs a dimension whole.
     Whole(usize),
+    /// Nothing: it could take the operand as it was.
+    Nothing,
     /// An operand that shares an index with it, or uses the axis for another one, lies so.
     Beside {
         /// The operand.
@@ -28,6 +30,7 @@ impl fmt::Display for Need {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Need::Sum => f.write_str("it needs the sum, not the terms of each rank"),
+            Need::Nothing => f.write_str("it could also take it as it was before"),
             Need::Whole(dim) => write!(f, "it needs dimension {dim} whole"),
             Need::Beside { operand, ty, cause: None } => write!(f, "with {operand} : {ty}"),
             Need::Beside { operand, ty, cause: Some(cause) } => write!(f, "with {operand} : {ty}, where {cause}"),
@@ -82,6 +85,9 @@ pub(super) fn needs(
                 }
             }
         }
+    }
+    if needs.is_empty() {
+        needs.push(Need::Nothing);
     }
     needs
 }

@@ -9,7 +9,7 @@ use super::{Subject, Why};
 use crate::budget::{BudgetError, Taken, within};
 use crate::error::Error;
 use crate::place::shares;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use tpc_ir::program::{CollectiveOp, RankProgram, wire_bytes};
 use tpc_ir::reason::Cause;
@@ -75,8 +75,8 @@ pub enum Barred {
 impl fmt::Display for Barred {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Barred::Collective(op, axes) => write!(f, "without an {} of it over {axes}", op.name()),
-            Barred::Communication(axes) => write!(f, "without any collective of it over {axes}"),
+            Barred::Collective(op, axes) => write!(f, "without {} of it over {axes}", op.name()),
+            Barred::Communication(axes) => write!(f, "without collectives of it over {axes}"),
             Barred::Placement(ty) => write!(f, "without it at {ty}"),
             Barred::SecondGather => f.write_str("gathered once and kept"),
         }
@@ -92,6 +92,8 @@ pub enum Found {
         program: Program,
         /// The collectives that it has for the values instead, with their number.
         collectives: Vec<(String, usize)>,
+        /// The types at which it computes the values.
+        types: Vec<String>,
     },
     /// No choice of placements inside the program goes without it.
     Impossible,
@@ -178,7 +180,7 @@ fn planned(why: &Why, forbidden: &[Forbidden], kept: &HashSet<InputId>) -> Resul
         PlacementSource::Planned { memory } => memory.unwrap_or(usize::MAX),
         PlacementSource::Given => usize::MAX,
     };
-    let mut best: Option<(Program, Vec<(String, usize)>)> = None;
+    let mut best: Option<(f64, Found)> = None;
     let mut impossible = false;
     for &hidden in shares(&why.options) {
         let found = within(
@@ -190,9 +192,9 @@ fn planned(why: &Why, forbidden: &[Forbidden], kept: &HashSet<InputId>) -> Resul
             },
         );
         match found {
-            Ok(Found::Program { program, collectives }) => {
-                if best.as_ref().is_none_or(|(known, _)| program.seconds < known.seconds) {
-                    best = Some((program, collectives));
+            Ok(found @ Found::Program { program: Program { seconds, .. }, .. }) => {
+                if best.as_ref().is_none_or(|(known, _)| seconds < *known) {
+                    best = Some((seconds, found));
                 }
             }
             Ok(Found::Impossible) => impossible = true,
@@ -201,7 +203,7 @@ fn planned(why: &Why, forbidden: &[Forbidden], kept: &HashSet<InputId>) -> Resul
         }
     }
     Ok(match best {
-        Some((program, collectives)) => Found::Program { program, collectives },
+        Some((_, found)) => found,
         None if impossible => Found::Impossible,
         None => Found::Nothing,
     })
@@ -210,8 +212,8 @@ fn planned(why: &Why, forbidden: &[Forbidden], kept: &HashSet<InputId>) -> Resul
 /// What the planner finds for some weights.
 fn program(why: &Why, weights: Weights, forbidden: &[Forbidden], kept: &HashSet<InputId>) -> Result<Found, Error> {
     let options = &why.options;
-    let (graph, report, collectives) = match plan_without(&why.graph, &options.target, weights, forbidden) {
-        Without::Found { graph, report, collectives } => (graph, report, collectives),
+    let (graph, report, values, collectives) = match plan_without(&why.graph, &options.target, weights, forbidden) {
+        Without::Found { graph, report, values, collectives } => (graph, report, values, collectives),
         Without::Impossible => return Ok(Found::Impossible),
         Without::NotFound => return Ok(Found::Nothing),
     };
@@ -219,6 +221,7 @@ fn program(why: &Why, weights: Weights, forbidden: &[Forbidden], kept: &HashSet<
     for node in collectives {
         *instead.entry(operation(graph.node(node), &graph.mesh)).or_default() += 1;
     }
+    let types: BTreeSet<String> = values.into_iter().map(|v| graph.ty(v).display(&graph.mesh)).collect();
     let regathered = report.regathered.iter().filter(|_| weights.byte > 0.0);
     let gathered = why.gathered.iter().chain(regathered).filter(|id| !kept.contains(id)).collect();
     let graph = reshard_after_forward(&graph, &gathered);
@@ -232,5 +235,5 @@ fn program(why: &Why, weights: Weights, forbidden: &[Forbidden], kept: &HashSet<
             .last()
             .map(|last| Proof { seconds: last.seconds, bound: report.complete.then(|| bound(last)) });
     }
-    Ok(Found::Program { program, collectives: instead.into_iter().collect() })
+    Ok(Found::Program { program, collectives: instead.into_iter().collect(), types: types.into_iter().collect() })
 }
