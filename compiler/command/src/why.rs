@@ -215,7 +215,9 @@ impl Costs {
         for Alternative { barred, found } in alternatives {
             text += &match found {
                 Found::Program { .. } => continue,
-                Found::Impossible => format!("  {barred}: there is no such program\n"),
+                Found::Impossible => {
+                    format!("  {barred}: impossible while inputs and results lie where the plan has them\n")
+                }
                 Found::Nothing => format!("  {barred}: no such program was found\n"),
             };
         }

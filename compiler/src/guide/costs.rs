@@ -142,6 +142,39 @@
 //! leaves it to a later phase, `gradients` if the backward pass leaves it to the optimizer, and `temporaries` if one phase
 //! uses it; `gaps` are bytes between two pieces of the arena.
 //!
+//! # Why a collective exists, and what it is worth
+//!
+//! `tpc why` answers that for one plan. The last words name what is asked about: a value by the number that `dump-ir --stage
+//! placed` prints, a kind of collective, a parameter or another input, or a module, whose collectives are then meant. Paths may
+//! be patterns. What is equal in several layers is one answer:
+//!
+//! ```sh
+//! tpc why --preset llama --train --plan tp --mesh tp=2 %179
+//! tpc why --preset gpt --train --plan tp --mesh tp=2 --placements planned reduce_scatter tp
+//! tpc why MODEL_DIR --train --plan tp-sp --mesh tp=8 'layers.*.feed_forward'
+//! ```
+//!
+//! ```text
+//! %179 = all_reduce tp sum %178
+//!   type     f32[4, 64, 512] +sum@tp → f32[4, 64, 512]
+//!   because  layers.0.feed_forward.w2.weight is cut along the summed index (plan tp)
+//!   made by  %178 = einsum "abc,cd->abd" %177, %8 : f32[4, 64, 512] +sum@tp
+//!   …
+//!                                       step               sent            memory  instead
+//!   this program                      264 ms            9.44 MB            171 MB
+//!   the best that was found           262 ms  -1.71 ms  9.46 MB  +18.4 kB  169 MB
+//!   without all_reduce of it over tp  262 ms  -1.71 ms  9.46 MB  +18.4 kB  169 MB  reduce_scatter tp sum dim=1 ×4
+//! ```
+//!
+//! An answer has the types before and after, what is sent, the time by the cost model and in the simulated step, the causes
+//! that the compiler has kept (an entry of the plan, a data mode, a rule of the e-graph with its equality, the planner), what
+//! computes the value, and what reads it with what the reader needs. The table is about other programs. For each of its rows
+//! the planner searches all placements of the values inside the program, also where the program itself has those that follow
+//! from the plan. Parameters, states, data and results stay where they are. `without …` rules the collective out, in all
+//! layers at once, first its kind and then every collective of the value over these axes; for a value it rules its placement
+//! out. A row that is faster than `this program` says that the plan costs more than it has to. The rules of the e-graph are
+//! not applied to these programs, so they may still become a little cheaper.
+//!
 //! `tpc view` takes the same options and writes a page with all of this, which any browser opens without a network:
 //!
 //! ```sh

@@ -148,10 +148,14 @@ pub(super) fn alternatives(why: &Why, subject: &Subject) -> Result<Vec<Alternati
             asked.push((Barred::Communication(names), planned(why, &banned, &none)?));
         }
         Some(op) => {
-            let banned = all(Ban::Collective(op, axes));
-            asked.push((Barred::Collective(op, names.clone()), planned(why, &banned, &none)?));
-            let banned = all(Ban::Communication(axes));
-            asked.push((Barred::Communication(names), planned(why, &banned, &none)?));
+            let found = planned(why, &all(Ban::Collective(op, axes)), &none)?;
+            // A program that has no other collective of the value either is the answer to both questions.
+            let has_another = !matches!(&found, Found::Program { collectives, .. } if collectives.is_empty());
+            asked.push((Barred::Collective(op, names.clone()), found));
+            if has_another {
+                let banned = all(Ban::Communication(axes));
+                asked.push((Barred::Communication(names), planned(why, &banned, &none)?));
+            }
         }
         None => {
             let ty = graph.ty(subject.values[0]);
