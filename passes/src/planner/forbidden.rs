@@ -6,7 +6,6 @@
 //! Before: `%40 = all_reduce tp sum %39`. With [`Ban::Collective`] of an all-reduce over `tp` for `%39`:
 //! `%40 = reduce_scatter tp sum dim=1 %39`, or products that leave no partial sum.
 
-use super::logical::{Logical, ValueId};
 use crate::redistribute::steps;
 use rustc_hash::FxHashMap;
 use tpc_ir::program::CollectiveOp;
@@ -60,45 +59,27 @@ impl Ban {
     }
 }
 
-/// The prohibitions by value, for the values that others are placed like.
+/// The prohibitions by the index of a value, for the values that others are placed like.
 #[derive(Debug, Default)]
-pub struct Bans(FxHashMap<ValueId, Vec<Ban>>);
+pub struct Bans(FxHashMap<usize, Vec<Ban>>);
 
 impl Bans {
-    /// The prohibitions for the values of a program.
-    pub fn of(logical: &Logical, forbidden: &[Forbidden]) -> Self {
-        let mut bans = Bans::default();
-        if forbidden.is_empty() {
-            return bans;
+    /// Adds one, unless it is there already.
+    pub fn add(&mut self, value: usize, ban: Ban) {
+        let all = self.0.entry(value).or_default();
+        if !all.contains(&ban) {
+            all.push(ban);
         }
-        let of: FxHashMap<Value, ValueId> =
-            logical.values.iter().enumerate().map(|(v, value)| (value.source, v)).collect();
-        for Forbidden { value, ban } in forbidden {
-            let Some(&value) = of.get(&source(logical, *value)) else { continue };
-            let all = bans.0.entry(logical.like(value)).or_default();
-            if !all.contains(ban) {
-                all.push(ban.clone());
-            }
-        }
-        bans
     }
 
     /// Whether bringing a value from one placement to another breaks one of them. The value is one that others are placed
     /// like.
-    pub fn bar(&self, value: ValueId, from: &Sharding, to: &Sharding) -> bool {
+    pub fn bar(&self, value: usize, from: &Sharding, to: &Sharding) -> bool {
         self.0.get(&value).is_some_and(|bans| bans.iter().any(|ban| ban.bars(from, to)))
     }
 
     /// Whether there are some for a value that others are placed like.
-    pub fn concern(&self, value: ValueId) -> bool {
+    pub fn concern(&self, value: usize) -> bool {
         self.0.contains_key(&value)
-    }
-}
-
-/// A value before it was redistributed.
-fn source(logical: &Logical, value: Value) -> Value {
-    match logical.graph.op(value).is_redistribution() {
-        true => source(logical, logical.graph.operands(value.node)[0]),
-        false => value,
     }
 }

@@ -10,6 +10,7 @@ use crate::denotes::denotes;
 use crate::reasons::explain;
 use crate::targets::Target;
 use petgraph::graph::NodeIndex;
+use rustc_hash::FxHashMap;
 use tpc_ir::{Graph, Value};
 
 /// What the planner found under prohibitions.
@@ -36,7 +37,7 @@ pub enum Without {
 /// prohibitions. With none the result is what the planner finds best.
 pub fn plan_without(graph: &Graph, target: &Target, weights: Weights, forbidden: &[Forbidden]) -> Without {
     let logical = Logical::of(graph);
-    let costs = Costs::new(target, &logical, weights, Bans::of(&logical, forbidden));
+    let costs = Costs::new(target, &logical, weights, bans(&logical, forbidden));
     let before = costs.program();
     let mut report = PlannerReport { before, after: before, ..PlannerReport::default() };
     let choice = chosen(&logical, &costs, ROUNDS, true, &mut report);
@@ -54,6 +55,26 @@ pub fn plan_without(graph: &Graph, target: &Target, weights: Weights, forbidden:
     report.regathered = regathered(&logical, &choice);
     let (values, collectives) = concerned(&logical, &costs, &planned);
     Without::Found { graph: planned, report, values, collectives }
+}
+
+/// The prohibitions by the values of a program that others are placed like.
+fn bans(logical: &Logical, forbidden: &[Forbidden]) -> Bans {
+    let of: FxHashMap<Value, ValueId> = logical.values.iter().enumerate().map(|(v, value)| (value.source, v)).collect();
+    let mut bans = Bans::default();
+    for Forbidden { value, ban } in forbidden {
+        if let Some(&value) = of.get(&source(logical, *value)) {
+            bans.add(logical.like(value), ban.clone());
+        }
+    }
+    bans
+}
+
+/// A value before it was redistributed.
+fn source(logical: &Logical, value: Value) -> Value {
+    match logical.graph.op(value).is_redistribution() {
+        true => source(logical, logical.graph.operands(value.node)[0]),
+        false => value,
+    }
 }
 
 /// The values of a planned program that prohibitions concern, and the collectives that bring them elsewhere. The planned
