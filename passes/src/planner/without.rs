@@ -19,7 +19,7 @@ pub enum Without {
     /// A program that keeps to them.
     Found {
         /// The program, which both proofs ([`check`], [`denotes`]) hold of.
-        graph: Graph,
+        graph: Box<Graph>,
         /// How it was found.
         report: PlannerReport,
         /// The values of the program that the prohibitions concern, where they are computed.
@@ -42,7 +42,7 @@ pub fn plan_without(graph: &Graph, target: &Target, weights: Weights, forbidden:
     let mut report = PlannerReport { before, after: before, ..PlannerReport::default() };
     let choice = chosen(&logical, &costs, ROUNDS, true, &mut report);
     match report.steps.last() {
-        Some(last) if report.complete && last.bound.is_infinite() => return Without::Impossible,
+        Some(last) if report.complete && last.bound == f64::INFINITY => return Without::Impossible,
         Some(last) if !last.seconds.is_finite() => return Without::NotFound,
         _ => {}
     }
@@ -54,7 +54,7 @@ pub fn plan_without(graph: &Graph, target: &Target, weights: Weights, forbidden:
     (report.after, report.taken) = (seconds(&planned, target), true);
     report.regathered = regathered(&logical, &choice);
     let (values, collectives) = concerned(&logical, &costs, &planned);
-    Without::Found { graph: planned, report, values, collectives }
+    Without::Found { graph: planned.into(), report, values, collectives }
 }
 
 /// The prohibitions by the values of a program that others are placed like.

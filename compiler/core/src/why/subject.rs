@@ -97,14 +97,22 @@ impl Look {
     }
 }
 
+/// The values of one look.
+#[derive(Default)]
+struct Alike {
+    /// The subjects that have it.
+    subjects: Vec<usize>,
+    /// How many of its values each module and micro-batch has so far.
+    seen: HashMap<(ModulePath, Option<usize>), usize>,
+}
+
 /// The subjects of some values. Equal values of one module are different subjects.
 fn grouped(graph: &Graph, values: impl Iterator<Item = Value>) -> Vec<Subject> {
     let mut subjects: Vec<(Vec<Value>, Vec<ModulePath>)> = Vec::new();
-    // For every look the subjects that have it, and how many of its values each module has so far.
-    let mut known: HashMap<Look, (Vec<usize>, HashMap<(ModulePath, Option<usize>), usize>)> = HashMap::new();
+    let mut known: HashMap<Look, Alike> = HashMap::new();
     for value in values {
         let origin = &graph.node(value.node).origin;
-        let (alike, seen) = known.entry(Look::of(graph, value)).or_default();
+        let Alike { subjects: alike, seen } = known.entry(Look::of(graph, value)).or_default();
         // An input has no module of its own.
         let module = match graph.op(value) {
             Op::Input { id, .. } => id.path().map(ModulePath::holder).unwrap_or_default(),
