@@ -6,7 +6,7 @@ use tpc_compiler::models::presets;
 use tpc_compiler::plans::Workload;
 use tpc_compiler::pretrained::{TokenBatch, capture_step, names};
 use tpc_compiler::program::CompileOptions;
-use tpc_compiler::why::{Barred, Because, Found, Subject, What, Why};
+use tpc_compiler::why::{Barred, Because, Explainer, Found, Subject, What};
 use tpc_ir::Op;
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::planner::PlacementSource;
@@ -38,7 +38,7 @@ const PLANS: [(&str, &str, PlacementSource); 5] = [
 ];
 
 /// The training step of a preset under a plan.
-fn why(preset: &str, (name, axes, placements): (&str, &str, PlacementSource)) -> Why {
+fn why(preset: &str, (name, axes, placements): (&str, &str, PlacementSource)) -> Explainer {
     let config = presets::named(preset).unwrap();
     let known = names(&config);
     let capture = capture_step(&config, TokenBatch::new(4, 64), &adamw()).unwrap();

@@ -128,7 +128,7 @@ enum Named {
     Name(Pattern, String),
 }
 
-fn found(why: &Compiled, named: Named) -> Outcome<Vec<Subject>> {
+fn found(why: &Explainer, named: Named) -> Outcome<Vec<Subject>> {
     match named {
         Named::What(what) => Ok(why.find(&what)?),
         Named::Name(pattern, text) => {
@@ -149,7 +149,7 @@ fn numbers(explained: &Explained) -> String {
     }
 }
 
-fn too_many(why: &Compiled, subjects: &[Subject], words: &[String]) -> Failure {
+fn too_many(why: &Explainer, subjects: &[Subject], words: &[String]) -> Failure {
     let shown = subjects.iter().take(3 * MOST).map(|subject| {
         let explained = why.explain(subject);
         let modules = explained.modules.to_string();

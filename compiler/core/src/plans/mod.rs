@@ -18,7 +18,7 @@ use crate::program::{CompileOptions, Placed, Planned, plan_graph};
 use crate::rename::{Rename, renamed};
 use crate::summary::{Summary, attribute};
 use crate::view::{Sources, View};
-use crate::why::Why;
+use crate::why::Explainer;
 use std::cmp::Ordering::Equal;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tpc_ir::program::RankProgram;
@@ -190,12 +190,12 @@ impl Workload {
     ///
     /// # Errors
     /// As [`Workload::predict`].
-    pub fn why(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Why, Error> {
+    pub fn why(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Explainer, Error> {
         let options = self.options(options);
         let compiled = compile_rank(self.steady.clone(), mesh, plan, &options);
         let OfRank { placed: Placed { placed, report, .. }, gathered, .. } =
             compiled.map_err(|error| self.facts.explain(error))?;
-        Why::of(placed, report, gathered, options)
+        Explainer::of(placed, report, gathered, options)
     }
 
     /// The options for compiling the step.

@@ -1,7 +1,7 @@
 //! What a value is, from its operation to its causes, and what reads it.
 
 use super::need::{Need, needs};
-use super::{Subject, Why};
+use super::{Explainer, Subject};
 use crate::summary::Modules;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -121,7 +121,7 @@ pub struct Explained {
     pub readers: Vec<Reader>,
 }
 
-pub(super) fn explain(why: &Why, subject: &Subject) -> Explained {
+pub(super) fn explain(why: &Explainer, subject: &Subject) -> Explained {
     let graph = &why.graph;
     let (names, value) = (number(graph), subject.values[0]);
     let followed = Followed::of(graph);
@@ -177,7 +177,7 @@ pub(super) fn explain(why: &Why, subject: &Subject) -> Explained {
     }
 }
 
-fn traffic(why: &Why, subject: &Subject) -> Traffic {
+fn traffic(why: &Explainer, subject: &Subject) -> Traffic {
     let graph = &why.graph;
     let mut all = Traffic::default();
     for value in &subject.values {
@@ -195,7 +195,7 @@ fn traffic(why: &Why, subject: &Subject) -> Traffic {
 
 /// Why a value is where it is. For a redistribution these are the causes that the compiler has kept, for an input its
 /// entry of the plan, and for any other value the tensors that it is placed like.
-fn because(why: &Why, value: Value, followed: &Followed) -> Vec<Because> {
+fn because(why: &Explainer, value: Value, followed: &Followed) -> Vec<Because> {
     let graph = &why.graph;
     let n = graph.node(value.node);
     let causes = n.origin.reason.causes().iter().map(|cause| match cause {

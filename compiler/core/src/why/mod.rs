@@ -45,7 +45,7 @@ struct Flight {
 }
 
 /// A compiled program about which one can ask.
-pub struct Why {
+pub struct Explainer {
     graph: Graph,
     report: SearchReport,
     options: CompileOptions,
@@ -56,7 +56,7 @@ pub struct Why {
     best: OnceCell<Option<Program>>,
 }
 
-impl Why {
+impl Explainer {
     /// A placed program in which every operation has a module.
     ///
     /// # Errors
@@ -72,7 +72,7 @@ impl Why {
         let together = scheduled.collectives().map(|nodes| nodes.iter().copied().map(Value::from).collect());
         let flights = flights(&graph, together, &rank, &options.target);
         let program = Program::of(&graph, &rank, &options.target);
-        Ok(Why { graph, report, options, gathered, program, flights, best: OnceCell::new() })
+        Ok(Explainer { graph, report, options, gathered, program, flights, best: OnceCell::new() })
     }
 
     /// The placed program.

@@ -5,7 +5,7 @@
 //! are not applied to what it finds, since they could put back what was ruled out; so the program is an upper bound on what
 //! there is.
 
-use super::{Subject, Why};
+use super::{Explainer, Subject};
 use crate::budget::{BudgetError, Taken, within};
 use crate::error::Error;
 use crate::place::shares;
@@ -123,7 +123,7 @@ pub(super) fn sent(graph: &Graph, collective: Value) -> f64 {
 }
 
 /// The cheapest program that the planner finds if nothing is forbidden, or the program itself.
-pub(super) fn best(why: &Why) -> Result<Option<Program>, Error> {
+pub(super) fn best(why: &Explainer) -> Result<Option<Program>, Error> {
     let found = planned(why, &[], &HashSet::new())?;
     Ok(match found {
         Found::Program { program, .. } => Some(program),
@@ -131,7 +131,7 @@ pub(super) fn best(why: &Why) -> Result<Option<Program>, Error> {
     })
 }
 
-pub(super) fn alternatives(why: &Why, subject: &Subject) -> Result<Vec<Alternative>, Error> {
+pub(super) fn alternatives(why: &Explainer, subject: &Subject) -> Result<Vec<Alternative>, Error> {
     let graph = &why.graph;
     let (first, axes) = (graph.node(subject.values[0].node), graph.op(subject.values[0]).axes());
     let names = axes.iter().map(|axis| graph.mesh.name(axis)).collect::<Vec<_>>().join(",");
@@ -179,7 +179,7 @@ fn input(graph: &Graph, value: Value) -> Option<InputId> {
 
 /// The fastest program that keeps to prohibitions, by a simulation of the first rank, for any of the planner's weights.
 /// Parameters of `kept` are not gathered a second time.
-fn planned(why: &Why, forbidden: &[Forbidden], kept: &HashSet<InputId>) -> Result<Found, Error> {
+fn planned(why: &Explainer, forbidden: &[Forbidden], kept: &HashSet<InputId>) -> Result<Found, Error> {
     let limit = match why.options.search.placements {
         PlacementSource::Planned { memory } => memory.unwrap_or(usize::MAX),
         PlacementSource::Given => usize::MAX,
@@ -214,7 +214,12 @@ fn planned(why: &Why, forbidden: &[Forbidden], kept: &HashSet<InputId>) -> Resul
 }
 
 /// What the planner finds for some weights.
-fn program(why: &Why, weights: Weights, forbidden: &[Forbidden], kept: &HashSet<InputId>) -> Result<Found, Error> {
+fn program(
+    why: &Explainer,
+    weights: Weights,
+    forbidden: &[Forbidden],
+    kept: &HashSet<InputId>,
+) -> Result<Found, Error> {
     let options = &why.options;
     let (graph, report, values, collectives) = match plan_without(&why.graph, &options.target, weights, forbidden) {
         Without::Found { graph, report, values, collectives } => (graph, report, values, collectives),
