@@ -8,9 +8,7 @@ use crate::{Failure, Outcome, Placement, Terminal};
 use clap::Args;
 use serde_json::{Value as Json, json};
 use tpc_compiler::program::CompileOptions;
-use tpc_compiler::why::{
-    Alternative, Because, Explained, Found, Program, Reader, Subject, Traffic, What, Why as Compiled,
-};
+use tpc_compiler::why::{Alternative, Because, Explained, Explainer, Found, Program, Reader, Subject, Traffic, What};
 use tpc_ir::InputId;
 use tpc_ir::program::CollectiveOp;
 use tpc_ir::quote::cut;
