@@ -203,13 +203,20 @@ impl Costs {
             ]);
         };
         add("this program".into(), &self.program, String::new());
-        add("the best that was found".into(), &self.best(), String::new());
+        let best = self.best();
+        let is_best = best.seconds >= self.program.seconds;
+        if !is_best {
+            add("the best that the planner found".into(), &best, String::new());
+        }
         for Alternative { barred, found } in alternatives {
             if let Found::Program { program, collectives, types } = found {
                 add(barred.to_string(), program, instead(collectives, types));
             }
         }
         let mut text = aligned(&cells, &[0, 6]);
+        if is_best {
+            text += "  the planner found nothing faster\n";
+        }
         for Alternative { barred, found } in alternatives {
             text += &match found {
                 Found::Program { .. } => continue,

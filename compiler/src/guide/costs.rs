@@ -162,7 +162,7 @@
 //!   …
 //!                                       step               sent            memory  instead
 //!   this program                      264 ms            9.44 MB            171 MB
-//!   the best that was found           262 ms  -1.71 ms  9.46 MB  +18.4 kB  169 MB
+//!   the best that the planner found   262 ms  -1.71 ms  9.46 MB  +18.4 kB  169 MB
 //!   without all_reduce of it over tp  262 ms  -1.71 ms  9.46 MB  +18.4 kB  169 MB  reduce_scatter tp sum dim=1 ×4
 //! ```
 //!
