@@ -293,6 +293,38 @@ impl<'a> Sources<'a> {
     }
 }
 
+/// Which tensors the values of a placed program are placed like.
+pub struct Followed<'a> {
+    graph: &'a Graph,
+    sources: Sources<'a>,
+}
+
+impl<'a> Followed<'a> {
+    /// Those of a placed program that [`explain`] has seen.
+    pub fn of(graph: &'a Graph) -> Self {
+        Followed { graph, sources: Sources::of(graph) }
+    }
+
+    /// For each axis that cuts a value, and for each over which it is partial, the tensors because of which it does; none
+    /// if the compiler chose it.
+    pub fn value(&self, value: Value) -> Vec<(AxisId, Option<Cause>)> {
+        let sharding = &self.graph.ty(value).sharding;
+        let one = |source: SourceId| {
+            let source = &self.sources.list[source as usize];
+            Cut { tensors: vec![source.shown()], others: 0, demand: source.demand.clone() }
+        };
+        let cuts = sharding.sharded_axes();
+        let cuts = cuts.iter().map(|axis| (axis, self.sources.cut(value, axis).map(|s| Cause::Elsewhere(one(s)))));
+        let partial = sharding.partial_axes();
+        let partial = partial.iter().map(|axis| {
+            let mut terms = self.sources.summed(value, axis);
+            let first = terms.next().map(one);
+            (axis, first.map(|first| Cause::Summed(Cut { others: terms.count(), ..first })))
+        });
+        cuts.chain(partial).collect()
+    }
+}
+
 /// Whether a value is a parameter, possibly gathered, sliced or converted.
 fn is_parameter(graph: &Graph, value: Value) -> bool {
     match graph.op(value) {

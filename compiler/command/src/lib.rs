@@ -13,8 +13,9 @@
 //! | `--plan auto` | `auto` |
 //! | built-in plans in the order of what they are predicted to take | [`plans`] |
 //! | what a plan costs, by module; where two plans differ | [`costs`], [`mod@diff`] |
+//! | why a value lies where it does, and what the best program without it costs | [`mod@why`] |
 //! | a page that shows what the compiler made of a program | [`mod@view`] |
-//! | the step whose cost these four commands predict; tables as text | [`predicted`]; `columns` |
+//! | the step whose cost these five commands predict; tables as text | [`predicted`]; `columns` |
 //! | options that are given once for two plans, or once for each | `compared` |
 //! | checking a stored program; graphs in files | [`verify`], `graph_file` |
 //! | a forward pass from files to a file | [`run`](mod@run) |
@@ -56,6 +57,7 @@ pub mod trace;
 pub mod train;
 pub mod verify;
 pub mod view;
+pub mod why;
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use given::Given;
@@ -97,6 +99,7 @@ enum Command {
     Costs(costs::Costs),
     Diff(diff::Diff),
     View(view::View),
+    Why(why::Why),
     Verify(verify::Verify),
     Run(run::Run),
     Train(Box<train::Train>),
@@ -192,7 +195,7 @@ where
     T: Into<OsString> + Clone,
 {
     let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
-    let command = Cli::command();
+    let command = why::with_preset(Cli::command());
     let parsed = command.clone().try_get_matches_from(&arguments);
     let parsed = parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
     let (cli, matches) = match parsed {
@@ -262,6 +265,7 @@ fn execute(
         | Command::Costs(_)
         | Command::Diff(_)
         | Command::View(_)
+        | Command::Why(_)
         | Command::Verify(_)
         | Command::Calibrate(_)
         | Command::Launch(_)
@@ -278,6 +282,7 @@ fn execute(
         Command::Costs(arguments) => arguments.execute(given, terminal),
         Command::Diff(arguments) => arguments.execute(given, terminal),
         Command::View(arguments) => arguments.execute(given, terminal),
+        Command::Why(arguments) => arguments.execute(given, terminal),
         Command::Verify(arguments) => arguments.execute(terminal),
         Command::Run(arguments) => arguments.execute(given, terminal),
         Command::Train(arguments) => arguments.execute(given, terminal),

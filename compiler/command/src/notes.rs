@@ -81,13 +81,23 @@ pub(crate) fn note_search(report: &SearchReport, terminal: &mut Terminal) {
 /// Notes what the planner gained, and how far from the best placements it can be.
 fn note_planner(report: &PlannerReport, terminal: &mut Terminal) {
     let PlannerReport { before, after, .. } = report;
-    let gained = match report.taken {
-        true => format!("placements planned: {} instead of {} by the cost model", seconds(*after), seconds(*before)),
-        false => "the placements that follow from the plan stay: the planner found none that take less time".into(),
+    let gained = match (report.taken, report.simulated) {
+        (true, Some([given, taken])) => {
+            format!("placements planned: {} a step instead of {}, as simulated", seconds(taken), seconds(given))
+        }
+        (true, None) => {
+            format!("placements planned: {} instead of {} by the cost model", seconds(*after), seconds(*before))
+        }
+        (false, _) => {
+            "the placements that follow from the plan stay: the planner found none that take less time".into()
+        }
     };
     terminal.note(match report.gap() {
         // A bound is rounded up.
-        Some(gap) => format!("{gained}; others could be at most {:.2}% cheaper", (1e4 * gap).ceil().max(1.0) / 100.0),
+        Some(gap) => format!(
+            "{gained}; by the cost model others could be at most {:.2}% cheaper",
+            (1e4 * gap).ceil().max(1.0) / 100.0
+        ),
         None => format!("{gained}; how much cheaper others could be is not known for a mesh of more than two axes"),
     });
 }

@@ -65,6 +65,11 @@ pub enum Chosen {
 }
 
 impl Chosen {
+    /// Its name on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
+    }
+
     /// The source of placements, where a planned program may take that many bytes on a rank.
     pub fn source(self, memory: Option<f64>) -> PlacementSource {
         match self {

@@ -70,6 +70,12 @@ impl Predicted {
         Ok(Prepared { workload, options: CompileOptions { step, ..options }, tokens: subject.tokens() })
     }
 
+    /// What stands where MODEL_DIR would, in a command whose arguments go on after a preset without it.
+    pub(crate) fn after_preset(&self) -> Option<String> {
+        let word = || Some(self.model.as_ref()?.display().to_string());
+        self.preset.as_ref().and_then(|_| word())
+    }
+
     /// Memory of one rank in bytes.
     pub(crate) fn memory(&self, target: &Target) -> f64 {
         self.memory.unwrap_or(target.device.capacity)

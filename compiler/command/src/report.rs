@@ -224,6 +224,7 @@ fn planned(report: &PlannerReport, mesh: &Mesh) -> Json {
     };
     json!({
         "seconds_before": report.before, "seconds": report.after, "taken": report.taken, "gap": report.gap(),
+        "simulated": report.simulated,
         "steps": report.steps.iter().map(step).collect::<Vec<_>>(),
     })
 }

@@ -19,6 +19,7 @@
 //! | which plans there are for so many ranks, and what each would cost | [`plans`] |
 //! | what a plan's program costs, by module; where two plans differ | [`summary`] |
 //! | what the compiler made of a program, as data for a page | [`view`] |
+//! | why a value lies where it does, and what the best program without it costs | [`why`] |
 //! | sending compiled programs to the other processes | `together` |
 //! | model families and their files | [`models`] |
 //! | text generation with a cache of keys and values | [`generate`] |
@@ -49,3 +50,4 @@ pub mod target;
 mod together;
 pub mod trainer;
 pub mod view;
+pub mod why;

@@ -80,19 +80,19 @@ pub(crate) fn candidate(
     Ok(Candidate { placed, aim, taken: Taken { bytes: program.arena_bytes, seconds } })
 }
 
-/// Of `first` and of what `find` finds for each of some weights, the one that takes the least time and fits into `memory`.
-/// Of equally fast ones, what `find` finds for the first weights is taken.
+/// Of what `find` finds for each of some weights, and of what `last` adds to these, the one that takes the least time and
+/// fits into `memory`. Of equally fast ones, what `find` finds for the first weights is taken.
 ///
 /// # Errors
 /// None fits; the errors of `find`.
 pub(crate) fn fastest<P>(
     options: &CompileOptions,
     memory: Option<usize>,
-    first: (P, Taken),
     find: impl Fn(Weights) -> Result<(P, Taken), Error>,
+    last: impl FnOnce(&[(P, Taken)]) -> Result<Option<(P, Taken)>, Error>,
 ) -> Result<P, Error> {
     let limit = memory.unwrap_or(usize::MAX);
-    let mut least = first.1.bytes;
+    let mut least = usize::MAX;
     let mut found: Vec<(P, Taken)> = Vec::new();
     for &hidden in shares(options) {
         match within(limit, |byte| find(Weights { byte, hidden }), |(_, taken)| *taken) {
@@ -101,7 +101,9 @@ pub(crate) fn fastest<P>(
             Err(error) => return Err(error),
         }
     }
-    found.push(first);
+    let last = last(&found)?;
+    least = last.iter().fold(least, |least, (_, taken)| least.min(taken.bytes));
+    found.extend(last);
     let fits = found.into_iter().filter(|(_, taken)| taken.bytes <= limit);
     let best = fits.min_by(|(_, a), (_, b)| a.seconds.total_cmp(&b.seconds));
     best.map(|(one, _)| one).ok_or_else(|| BudgetError { limit, least }.into())
@@ -118,19 +120,32 @@ fn place_planned(
         let taken = found.taken;
         Ok((found, taken))
     };
-    let best = fastest(options, memory, find(Aim::AsGiven)?, |weights| find(Aim::Apart(weights)))?;
+    let mut given = None;
+    let last = |found: &[(Candidate, Taken)]| {
+        // Even if other work hid as much as it could, the placements of the plan would take at least half of their time.
+        let is_slower = |(found, _): &(Candidate, Taken)| {
+            found.placed.report.planner.as_ref().is_some_and(|report| report.before > 2.0 * report.after)
+        };
+        if found.iter().any(is_slower) {
+            return Ok(None);
+        }
+        let (candidate, taken) = find(Aim::AsGiven)?;
+        given = Some(taken.seconds);
+        Ok(Some((candidate, taken)))
+    };
+    let best = fastest(options, memory, |weights| find(Aim::Apart(weights)), last)?;
     let weights = match best.aim {
         Aim::Apart(weights) => weights,
         _ => Weights::TIME,
     };
     let complete = candidate(logical, annotations, options, Aim::Together(weights))?;
     let fits = memory.is_none_or(|limit| complete.taken.bytes <= limit);
-    if fits && complete.taken.seconds <= best.taken.seconds {
-        return Ok(complete.placed);
-    }
-    let mut placed = best.placed;
-    if let (Some(report), Some(complete)) = (&mut placed.report.planner, complete.placed.report.planner) {
-        report.bound = complete.bound;
+    let bound = complete.placed.report.planner.as_ref().and_then(|report| report.bound);
+    let is_better = fits && complete.taken.seconds <= best.taken.seconds;
+    let Candidate { mut placed, taken, .. } = if is_better { complete } else { best };
+    if let Some(report) = &mut placed.report.planner {
+        report.bound = bound;
+        report.simulated = given.map(|given| [given, taken.seconds]);
     }
     Ok(placed)
 }

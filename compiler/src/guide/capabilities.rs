@@ -26,6 +26,8 @@
 //!   block that occurs L times is searched, proven and printed once.
 //! - What a plan costs by module, where two plans differ, and a page that shows both: `tpc costs`, `tpc diff`, `tpc view`
 //!   ([costs](super::costs))
+//! - Why a collective exists or a value lies where it does, and what the best program without it costs: `tpc why`
+//!   ([costs](super::costs))
 //! - The fastest built-in plan for a number of ranks: `tpc plans`, `--plan auto`, [`Trainer::auto`](crate::Trainer::auto)
 //!   ([`costs`](super::costs))
 //! - Placements that the plan leaves open, chosen for the target with a proof of how far from the cheapest they can be, within

@@ -83,10 +83,12 @@
 //! there is no bound on all. Layers that repeat are placed alike, and a value is kept at one placement. The planned
 //! program is checked like any other: each placement follows from the factor table, and the program computes the model.
 //!
-//! The planner counts the time of all operations and collectives, as if nothing overlapped and no loop were fused. On a GPU,
-//! where gathers of parameters and reductions of gradients are mostly hidden, the placements of a data-parallel plan may
-//! therefore be faster as they are given: `tpc plans` simulates the compiled programs, and `tpc diff --plan fsdp --plan
-//! fsdp --placements given --placements planned` shows what changes.
+//! The planner counts kernels as they will run: the update of a parameter, a norm and attention each pass through memory once.
+//! It does not know the schedule, so on a GPU it plans several times, counting all or little of the collectives that other
+//! work can hide. A simulation of the first rank chooses among these programs and the one that follows from the plan, so
+//! that the result is not slower than the latter, as simulated. `tpc diff --plan fsdp --plan fsdp --placements given
+//! --placements planned` shows what changes. The placements of the plan are not tried where they would take longer even if
+//! everything overlapped.
 //!
 //! Time is what is minimized. `--memory-limit` limits what a rank needs, which is exact: the size of the arena. Values that the
 //! backward pass reads then lie where they take less memory, and weights are gathered a second time. If nothing fits, the
@@ -103,6 +105,23 @@
 //! trainer.search(search)
 //! # }
 //! ```
+//!
+//! # Plans that are found
+//!
+//! With `--placements auto` the planner also stores the parameters, states and data of which the plan says nothing. Without a
+//! plan it finds data, tensor, sequence or sharded-data parallelism, or a mixture of them, for the mesh; what a plan does
+//! say is kept. `tpc plans` then also lists what the planner makes of each mesh of one or two axes, and `--export` writes
+//! every plan of the list to a file:
+//!
+//! ```sh
+//! tpc plans MODEL_DIR --ranks 8 --train --batch 8 --seq 4096 --target h100-node --placements auto --export found
+//! tpc train MODEL_DIR --data text.txt --epochs 1 --plan found/01-none-x8.json --mesh x=8 --placements planned
+//! ```
+//!
+//! The file lists where inputs are stored, for each dimension the axis that cuts it, as JAX's `PartitionSpec` does:
+//! `{"placements": {"parameters": {"layers.*.mlp.up.weight": [null, "x"]}, "states": {…}, "data": {…}}}`. An axis in a list
+//! of several is major to those after it. Such entries may also be written by hand, next to styles; `"extends": "tp-sp"`
+//! begins with a built-in plan. In Rust, [`Trainer::complete`](crate::Trainer::complete) has the planner complete the plan.
 //!
 //! # Choosing a plan
 //!
@@ -141,6 +160,39 @@
 //! whose gradient it makes; `(model)` is what belongs to no single module. Memory is `saved values` if the forward pass
 //! leaves it to a later phase, `gradients` if the backward pass leaves it to the optimizer, and `temporaries` if one phase
 //! uses it; `gaps` are bytes between two pieces of the arena.
+//!
+//! # Why a collective exists, and what it is worth
+//!
+//! `tpc why` answers that for one plan. The last words name what is asked about: a value by the number that `dump-ir --stage
+//! placed` prints, a kind of collective, a parameter or another input, or a module, whose collectives are then meant. Paths may
+//! be patterns. What is equal in several layers is one answer:
+//!
+//! ```sh
+//! tpc why --preset llama --train --plan tp --mesh tp=2 %179
+//! tpc why --preset gpt --train --plan tp --mesh tp=2 --placements planned reduce_scatter tp
+//! tpc why MODEL_DIR --train --plan tp-sp --mesh tp=8 'layers.*.feed_forward'
+//! ```
+//!
+//! ```text
+//! %179 = all_reduce tp sum %178
+//!   type     f32[4, 64, 512] +sum@tp → f32[4, 64, 512]
+//!   because  layers.0.feed_forward.w2.weight is cut along the summed index (plan tp)
+//!   made by  %178 = einsum "abc,cd->abd" %177, %8 : f32[4, 64, 512] +sum@tp
+//!   …
+//!                                       step               sent            memory  instead
+//!   this program                      264 ms            9.44 MB            171 MB
+//!   the best that the planner found   262 ms  -1.71 ms  9.46 MB  +18.4 kB  169 MB
+//!   without all_reduce of it over tp  262 ms  -1.71 ms  9.46 MB  +18.4 kB  169 MB  reduce_scatter tp sum dim=1 ×4
+//! ```
+//!
+//! An answer has the types before and after, what is sent, the time by the cost model and in the simulated step, the causes
+//! that the compiler has kept (an entry of the plan, a data mode, a rule of the e-graph with its equality, the planner), what
+//! computes the value, and what reads it with what the reader needs. The table is about other programs. For each of its rows
+//! the planner searches all placements of the values inside the program, also where the program itself has those that follow
+//! from the plan. Parameters, states, data and results stay where they are. `without …` rules the collective out, in all
+//! layers at once, first its kind and then every collective of the value over these axes; for a value it rules its placement
+//! out. A row that is faster than `this program` says that the plan costs more than it has to. The rules of the e-graph are
+//! not applied to these programs, so they may still become a little cheaper.
 //!
 //! `tpc view` takes the same options and writes a page with all of this, which any browser opens without a network:
 //!

@@ -1,5 +1,6 @@
 //! What an operation, a move from one placement to another, and keeping a value cost.
 
+use super::forbidden::Bans;
 use super::kernels::Kernels;
 use super::logical::{Goal, Logical, OperationId, Role, ValueId};
 use crate::cost::{Company, Gradients, seconds_in};
@@ -19,6 +20,7 @@ pub struct Costs<'a> {
     logical: &'a Logical<'a>,
     kernels: Kernels,
     weights: Weights,
+    bans: Bans,
     moves: RefCell<FxHashMap<(Type, Sharding, Role), f64>>,
 }
 
@@ -39,9 +41,14 @@ impl Weights {
 }
 
 impl<'a> Costs<'a> {
-    /// The costs on a target.
-    pub fn new(target: &'a Target, logical: &'a Logical<'a>, weights: Weights) -> Self {
-        Costs { target, logical, kernels: Kernels::of(&logical.bare()), weights, moves: RefCell::default() }
+    /// The costs on a target, of programs that keep to some prohibitions.
+    pub fn new(target: &'a Target, logical: &'a Logical<'a>, weights: Weights, bans: Bans) -> Self {
+        Costs { target, logical, kernels: Kernels::of(&logical.bare()), weights, bans, moves: RefCell::default() }
+    }
+
+    /// Whether there are prohibitions for a value that others are placed like.
+    pub fn bars_some(&self, value: ValueId) -> bool {
+        self.bans.concern(value)
     }
 
     fn mesh(&self) -> &Mesh {
@@ -57,6 +64,9 @@ impl<'a> Costs<'a> {
     /// Bringing a value from one placement to another between two operations, with the passes through memory that this
     /// adds to their kernels.
     pub fn brought(&self, value: ValueId, from: &Sharding, to: &Sharding) -> f64 {
+        if self.bans.bar(value, from, to) {
+            return f64::INFINITY;
+        }
         if from == to {
             return 0.0;
         }
@@ -67,9 +77,9 @@ impl<'a> Costs<'a> {
     }
 
     /// Bringing a value to where an output of the program wants it.
-    pub fn output(&self, ty: &Type, from: &Sharding, goal: &Goal, role: Role) -> f64 {
-        let copied = if goal.is_update { self.copied(ty, from, &goal.at) } else { 0.0 };
-        self.moved(ty, from, &goal.at, role) + copied
+    pub fn output(&self, value: ValueId, from: &Sharding, goal: &Goal, role: Role) -> f64 {
+        let copied = if goal.is_update { self.copied(self.logical.ty(value), from, &goal.at) } else { 0.0 };
+        self.at_end(value, from, &goal.at, role) + copied
     }
 
     /// Bringing a value to where the input is stored that it replaces.
@@ -112,6 +122,14 @@ impl<'a> Costs<'a> {
     /// Keeping a value of a type from the forward to the backward pass.
     pub fn saved(&self, ty: &Type) -> f64 {
         self.weights.byte * ty.max_local_bytes(self.mesh()) as f64
+    }
+
+    /// Bringing a value from where an input is stored, or to where an output is; infinite if no redistributions do, or may.
+    pub fn at_end(&self, value: ValueId, from: &Sharding, to: &Sharding, role: Role) -> f64 {
+        if self.bans.bar(value, from, to) {
+            return f64::INFINITY;
+        }
+        self.moved(self.logical.ty(value), from, to, role)
     }
 
     /// Bringing a value of a type from one placement to another; infinite if no redistributions do.

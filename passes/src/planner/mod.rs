@@ -20,6 +20,7 @@
 mod costs;
 mod eliminate;
 mod emit;
+mod forbidden;
 pub mod kernels;
 mod logical;
 mod network;
@@ -27,6 +28,7 @@ mod shift;
 mod solve;
 mod space;
 mod strategy;
+mod without;
 
 use crate::check::check;
 use crate::denotes::denotes;
@@ -35,6 +37,8 @@ use crate::targets::Target;
 use costs::Costs;
 pub use costs::Weights;
 use emit::emit;
+use forbidden::Bans;
+pub use forbidden::{Ban, Forbidden, kind};
 use logical::{Logical, ValueId};
 use network::Solved;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -42,6 +46,7 @@ use solve::{Effort, solve};
 use space::{Choice, Space};
 use std::collections::{HashMap, HashSet};
 use tpc_ir::{AxisId, Graph, InputId, MapFn, Op, Sharding};
+pub use without::{Without, plan_without};
 
 /// What decides the placements that a plan leaves open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -122,6 +127,9 @@ pub struct PlannerReport {
     pub before: f64,
     /// Predicted seconds after.
     pub after: f64,
+    /// The simulated seconds of a step with the placements that follow from the plan and with those that are taken, where
+    /// both were simulated.
+    pub simulated: Option<[f64; 2]>,
     /// What was planned, in order.
     pub steps: Vec<AxesReport>,
     /// What the program costs, in seconds, as the [`Weights`] count them.
@@ -150,7 +158,7 @@ pub fn plan(graph: &Graph, target: &Target, aim: Aim) -> (Option<Graph>, Planner
         Aim::Apart(weights) | Aim::Together(weights) => (weights, ROUNDS),
     };
     let logical = Logical::of(graph);
-    let costs = Costs::new(target, &logical, weights);
+    let costs = Costs::new(target, &logical, weights, Bans::default());
     let before = costs.program();
     let mut report = PlannerReport { before, after: before, cost: before, ..PlannerReport::default() };
     let choice = chosen(&logical, &costs, rounds, matches!(aim, Aim::Together(_)), &mut report);
@@ -177,7 +185,7 @@ pub fn storage(
 ) -> (HashMap<InputId, Sharding>, PlannerReport) {
     let mut logical = Logical::of(graph);
     logical.set_free(free);
-    let costs = Costs::new(target, &logical, weights);
+    let costs = Costs::new(target, &logical, weights, Bans::default());
     let mut report = PlannerReport::default();
     let choice = chosen(&logical, &costs, ROUNDS, true, &mut report);
     let stored = logical.operations.iter().filter_map(|operation| match &graph.node(operation.node).op {
@@ -228,7 +236,7 @@ fn chosen(logical: &Logical, costs: &Costs, rounds: usize, together: bool, repor
 /// overlaps.
 pub fn seconds(graph: &Graph, target: &Target) -> f64 {
     let logical = Logical::of(graph);
-    Costs::new(target, &logical, Weights::TIME).program()
+    Costs::new(target, &logical, Weights::TIME, Bans::default()).program()
 }
 
 /// The parameters that are kept where they are stored, as are the conversions and transposes of them alone. What gathers them

@@ -105,11 +105,11 @@ impl Space {
             let stored = matches!(maker.op, Op::Input { .. }).then_some(&maker.types[0].sharding);
             let stored = stored.filter(|_| !value.free);
             for (cost, at) in unary.iter_mut().zip(states) {
-                *cost += stored.map_or(0.0, |stored| costs.moved(ty, stored, at, value.role));
+                *cost += stored.map_or(0.0, |stored| costs.at_end(like, stored, at, value.role));
                 if value.free || value.saved && stored != Some(at) {
                     *cost += costs.saved(&ty.placed(at.clone()));
                 }
-                *cost += value.outputs.iter().map(|goal| costs.output(ty, at, goal, value.role)).sum::<f64>();
+                *cost += value.outputs.iter().map(|goal| costs.output(like, at, goal, value.role)).sum::<f64>();
             }
         }
     }

@@ -18,10 +18,11 @@ use crate::rename::{Rename, renamed};
 use crate::shared_session::SharedSession;
 use crate::summary::{Summary, attribute};
 use crate::view::{Sources, View};
+use crate::why::Explainer;
 use std::cmp::Ordering::Equal;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tpc_ir::program::RankProgram;
-use tpc_ir::{Graph, Mesh};
+use tpc_ir::{Graph, InputId, Mesh};
 use tpc_passes::cost::product_flops;
 use tpc_passes::lower::{lower_rank, schedule};
 use tpc_passes::simulate::{Timeline, simulate};
@@ -185,6 +186,18 @@ impl Workload {
         Ok(Summary::of(&program, first.as_ref(), &options.target))
     }
 
+    /// The program under a plan, to ask why its values lie where they do.
+    ///
+    /// # Errors
+    /// As [`Workload::predict`].
+    pub fn why(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Explainer, Error> {
+        let options = self.options(options);
+        let compiled = compile_rank(self.steady.clone(), mesh, plan, &options);
+        let OfRank { placed: Placed { placed, report, .. }, gathered, .. } =
+            compiled.map_err(|error| self.facts.explain(error))?;
+        Explainer::of(placed, report, gathered, options)
+    }
+
     /// The options for compiling the step.
     fn options(&self, options: &CompileOptions) -> CompileOptions {
         let step = if self.first.is_some() { options.step.clone() } else { options.step.of_inference() };
@@ -196,7 +209,7 @@ impl Workload {
         let compile = |graph: &Graph| {
             compile_rank(graph.clone(), mesh, plan, &options).map_err(|error| self.facts.explain(error))
         };
-        let OfRank { program, flops, placed } = compile(&self.steady)?;
+        let OfRank { program, flops, placed, .. } = compile(&self.steady)?;
         let first = self.first.as_ref().map(compile).transpose()?.map(|first| first.program);
         Ok(Compiled { program, first, flops, placed })
     }
@@ -218,6 +231,8 @@ struct OfRank {
     program: RankProgram,
     flops: f64,
     placed: Placed,
+    /// The parameters that the plan gathers separately for the forward and the backward pass.
+    gathered: Vec<InputId>,
 }
 
 /// A candidate with its prediction, or the reason why it cannot be compiled.
@@ -319,11 +334,13 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], compute: impl Fn(&T) -> R + Sync) 
 
 /// The program of the first rank, the floating-point operations of the products of the whole program, and its placed form.
 fn compile_rank(graph: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<OfRank, Error> {
-    let Planned { logical, mut placed, .. } = plan_graph(graph, mesh, plan, options, &SharedSession::default())?;
+    let Planned { logical, annotations, mut placed, .. } =
+        plan_graph(graph, mesh, plan, options, &SharedSession::default())?;
     attribute(&mut placed.placed);
     let schedule = schedule(&placed.placed, &options.target, &options.lower);
     let program = lower_rank(&placed.placed, &schedule, 0)?;
-    Ok(OfRank { program, flops: product_flops(&logical), placed })
+    let gathered = annotations.gathered.into_keys().collect();
+    Ok(OfRank { program, flops: product_flops(&logical), placed, gathered })
 }
 
 #[cfg(test)]

@@ -56,6 +56,11 @@ impl<V: Amount> Amount for [V; 2] {
 pub struct Modules(Vec<ModulePath>);
 
 impl Modules {
+    /// Modules that have the same place in blocks of one list, in order; at least one.
+    pub(crate) fn of(paths: Vec<ModulePath>) -> Self {
+        Modules(paths)
+    }
+
     /// Their paths.
     pub fn paths(&self) -> &[ModulePath] {
         &self.0
