@@ -27,8 +27,9 @@ pub struct Costs<'a> {
 /// What counts as much as seconds in which a rank works.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Weights {
-    /// Seconds for each byte that a rank keeps from the forward to the backward pass. The higher they are, the less memory
-    /// the program takes and the more time, so that with a price a result may take longer than what it was made from.
+    /// Seconds for each byte that a rank keeps from the forward to the backward pass, or stores of an input that it may
+    /// store anywhere. The higher they are, the less memory the program takes and the more time, so with a price a result may
+    /// take longer than what it was made from.
     pub byte: f64,
     /// The share of its time that counts of a collective that other work can hide: of gathers of parameters, which can
     /// begin early, and of reductions of gradients, which can end late.

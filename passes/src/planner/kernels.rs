@@ -102,9 +102,8 @@ impl Kernels {
             }
             _ => 0.0,
         };
-        launch
-            + (products / device.products.rate(operands.first().map_or(results[0], |ty| ty).dtype))
-                .max(bytes / device.memory)
+        let rate = device.products.rate(operands.first().unwrap_or(&results[0]).dtype);
+        launch + (products / rate).max(bytes / device.memory)
     }
 
     /// The seconds that a redistribution of a result of a node adds to its kernels, where `ends` are the types before and

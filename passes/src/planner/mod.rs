@@ -6,10 +6,11 @@
 //! strategies, that the factor table allows along one mesh axis (`strategy.rs`, `space.rs`). It finds the cheapest
 //! combination and a bound that no combination costs less than (`solve.rs`). With several axes it plans one after the other
 //! until none of them changes anything, and then every two of them together. Parameters, states and the outputs of the
-//! program stay where the plan has them.
+//! program stay where the plan has them, unless the planner is asked where to store them ([`storage`]).
 //!
-//! The costs are those of [`cost`](crate::cost): nothing overlaps. A value is kept at one placement, and layers that repeat
-//! are placed alike; the bound holds for all choices of that kind.
+//! An operation costs what it adds to its kernel (`kernels.rs`), and a collective what [`cost`](crate::cost) says; nothing
+//! overlaps, but [`Weights`] let collectives that other work can hide count less. A value is kept at one placement, and
+//! layers that repeat are placed alike; the bound holds for all choices of that kind.
 //!
 //! Before, under the plan `tp`: every norm on every rank, `%40 = all_reduce tp sum %39`, `%41 = add %30, %40`.
 //! After: `%40 = reduce_scatter tp sum dim=1 %39`, `%41 = add %30, %40 : f32[8, 512@tp, 512]`, norms on one part of the

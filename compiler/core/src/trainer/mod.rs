@@ -168,7 +168,7 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
 
     /// Has the planner also store the parameters, states and data of which the plan says nothing, so that without a plan it
     /// finds data, tensor, sequence or sharded-data parallelism, or a mixture of them, by itself. Placements are then
-    /// planned ([`PlacementSource::Planned`]). With [`Trainer::auto`], plans that the planner makes for a mesh are
+    /// planned, as with [`Trainer::search`]. With [`Trainer::auto`], plans that the planner makes for a mesh are
     /// candidates, too. What it finds is in [`CompiledTrainer::plan`].
     #[must_use]
     pub fn complete(mut self) -> Self {
