@@ -72,7 +72,7 @@ fn placements_that_do_not_fit() {
     refused(
         plan(json!({ "lm_head.weight": ["tp", "x"] })),
         "tp=2",
-        "the plan uses the mesh axis x, which tp=2 does not have",
+        "the plan shards along the axis `x`, but the mesh has no such axis (mesh <tp=2>): add `x=N` to the mesh or change the plan's axis",
     );
     refused(
         plan(json!({ "lm_head.weight": ["tp", null] })).with("lm_head", ColwiseParallel::default()),

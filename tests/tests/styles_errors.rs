@@ -695,7 +695,7 @@ fn long_texts_are_cut() {
     );
     assert_eq!(
         Plan::from_json("{\"a\\u001b[2J\": 1}").unwrap_err().to_string(),
-        "the plan has an unknown key `a\\u{1b}[2J` in the plan: known are axis, styles, data, loss_parallel"
+        "the plan has an unknown key `a\\u{1b}[2J` in the plan: known are extends, axis, styles, data, loss_parallel, placements"
     );
 }
 

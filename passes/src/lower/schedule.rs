@@ -20,7 +20,8 @@
 //! **Gathers of inputs**, converted to another element type or not, could start at the beginning of the step, but then
 //! all parameters would be in memory at once, and a collective that a kernel waits for would queue after them. Each
 //! starts when a kernel has waited for the one that is read before it over the same axes, so that at most two blocks
-//! are in memory.
+//! are in memory. Where collectives overlap with kernels, it also starts when nothing is in flight and its reader is
+//! within the window.
 //!
 //! Memory: a schedule may need at most `1 + memory_growth` times the arena of the same program without overlap,
 //! measured exactly on rank 0, which has the largest shards. Otherwise a smaller window is tried, then none, then as many
@@ -44,6 +45,9 @@ use tpc_ir::{AxisSet, Graph, MapFn, Op, Type};
 struct Freedom {
     window: usize,
     prefetch: bool,
+    /// Whether a gather of an input may also start because nothing is in flight. Where nothing overlaps, it would only take
+    /// memory earlier.
+    idle: bool,
     /// Most bytes of operands and results that may be in flight at once before a kernel needs the results.
     bytes: usize,
 }
@@ -64,7 +68,8 @@ pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, target: &Target, opt
     let growth = (least as f64 * options.memory_growth) as usize;
     let found = Dependences::new(graph, &best.kernels);
     let costs: Vec<f64> = best.kernels.iter().map(|k| seconds(graph, k, target)).collect();
-    let freedom = |window, prefetch, bytes| Freedom { window, prefetch, bytes };
+    let idle = target.device.kind.overlaps();
+    let freedom = |window, prefetch, bytes| Freedom { window, prefetch, idle, bytes };
     let mut tries = vec![
         freedom(options.window, true, usize::MAX),
         freedom(options.window / 4, true, usize::MAX),
@@ -75,6 +80,8 @@ pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, target: &Target, opt
         freedom(0, false, usize::MAX),
         freedom(0, false, growth),
     ];
+    // Where nothing overlaps, a few more bytes in flight gain nothing.
+    tries.retain(|freedom| idle || freedom.bytes == usize::MAX);
     tries.dedup();
     for freedom in tries {
         let order = Walk::new(graph, &best.kernels, &found, &costs, options, freedom).run();
@@ -269,7 +276,8 @@ impl<'a> Walk<'a> {
             let due = match self.gathers.get(&k) {
                 None => true,
                 Some(before) => {
-                    let idle = || self.in_flight.iter().all(|f| f.left <= 0.0) && self.is_near(k, head);
+                    let idle =
+                        || self.freedom.idle && self.in_flight.iter().all(|f| f.left <= 0.0) && self.is_near(k, head);
                     self.freedom.prefetch && (before.is_none_or(|b| self.done[b]) || idle())
                 }
             };
