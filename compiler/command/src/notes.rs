@@ -86,7 +86,7 @@ fn note_planner(report: &PlannerReport, terminal: &mut Terminal) {
             format!("placements planned: {} a step instead of {}, as simulated", seconds(taken), seconds(given))
         }
         (true, None) => {
-            format!("placements planned: {} instead of {} by the cost model", seconds(*after), seconds(*before))
+            format!("placements planned: {} instead of {}", seconds(*after), seconds(*before))
         }
         (false, _) => {
             "the placements that follow from the plan stay: the planner found none that take less time".into()
@@ -95,7 +95,7 @@ fn note_planner(report: &PlannerReport, terminal: &mut Terminal) {
     terminal.note(match report.gap() {
         // A bound is rounded up.
         Some(gap) => format!(
-            "{gained}; by the cost model others could be at most {:.2}% cheaper",
+            "{gained}; others could be at most {:.2}% cheaper by the cost model",
             (1e4 * gap).ceil().max(1.0) / 100.0
         ),
         None => format!("{gained}; how much cheaper others could be is not known for a mesh of more than two axes"),
