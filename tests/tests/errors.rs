@@ -79,6 +79,9 @@ fn placements_that_do_not_fit() {
         "tp=2",
         "plan entry `lm_head.weight` places `lm_head.weight`, which another entry or the data mode places differently: remove one",
     );
+    // The name of a tensor of the batch is no pattern, and a program that does not read the tensor ignores it.
+    let named = Plan::from_json(&json!({ "placements": { "data": { "ids[": ["tp", null] } } }).to_string()).unwrap();
+    assert!(compiled(&named, "tp=2").is_ok());
     for (text, expected) in [
         (
             r#"{"placements": {"parameters": {"a": "tp"}}}"#,

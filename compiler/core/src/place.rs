@@ -3,7 +3,8 @@
 //! With planned placements there are several candidates: the placements that follow from the plan, and for each of some
 //! weights those that the planner finds. The planner's cost model does not know the schedule, so it cannot know which
 //! collectives other work hides. A simulation of the first rank's program knows it, and chooses. The program that is
-//! chosen is therefore never slower, by the simulation, than the one that follows from the plan.
+//! chosen is therefore never slower, by the simulation, than the one that follows from the plan. The latter is left out
+//! where the planner halves the predicted time, because overlap cannot make up for that.
 //!
 //! Planning one axis after the other is fast, and planning all of them together proves how much cheaper other placements
 //! could be. So only the best candidate is planned completely.
@@ -45,11 +46,36 @@ pub struct Placed {
 /// A program that fails its check, which is a bug of the compiler; a program whose sizes overflow; no program that fits into
 /// the memory of a rank.
 pub fn place(logical: &Graph, annotations: &Annotations, options: &CompileOptions) -> Result<Placed, Error> {
+    let start = Start::of(logical, annotations, options)?;
     match options.search.placements {
-        PlacementSource::Planned { memory } if annotations.mesh.ranks() > 1 => {
-            place_planned(logical, annotations, options, memory)
-        }
-        _ => place_for(logical, annotations, options, Aim::AsGiven),
+        PlacementSource::Planned { memory } if annotations.mesh.ranks() > 1 => place_planned(&start, memory),
+        _ => place_for(&start, Aim::AsGiven),
+    }
+}
+
+/// What all candidates for a program begin with.
+pub(crate) struct Start<'a> {
+    logical: &'a Graph,
+    annotations: &'a Annotations,
+    options: &'a CompileOptions,
+    /// The program with the initial placements, which is checked.
+    pub(crate) propagated: Graph,
+}
+
+impl<'a> Start<'a> {
+    /// The initial placements of a logical program.
+    ///
+    /// # Errors
+    /// A program that fails its check; a program whose sizes overflow.
+    pub(crate) fn of(
+        logical: &'a Graph,
+        annotations: &'a Annotations,
+        options: &'a CompileOptions,
+    ) -> Result<Self, Error> {
+        addressable(logical)?;
+        let propagated = propagate(logical, annotations, &options.target);
+        check(&propagated)?;
+        Ok(Start { logical, annotations, options, propagated })
     }
 }
 
@@ -67,13 +93,9 @@ pub(crate) struct Candidate {
 }
 
 /// Places a program for an aim of the planner and simulates it.
-pub(crate) fn candidate(
-    logical: &Graph,
-    annotations: &Annotations,
-    options: &CompileOptions,
-    aim: Aim,
-) -> Result<Candidate, Error> {
-    let placed = place_for(logical, annotations, options, aim)?;
+pub(crate) fn candidate(start: &Start<'_>, aim: Aim) -> Result<Candidate, Error> {
+    let options = start.options;
+    let placed = place_for(start, aim)?;
     let schedule = schedule(&placed.placed, &options.target, &options.lower);
     let program = lower_rank(&placed.placed, &schedule, 0)?;
     let seconds = simulate(&program, &options.target).seconds;
@@ -109,14 +131,9 @@ pub(crate) fn fastest<P>(
     best.map(|(one, _)| one).ok_or_else(|| BudgetError { limit, least }.into())
 }
 
-fn place_planned(
-    logical: &Graph,
-    annotations: &Annotations,
-    options: &CompileOptions,
-    memory: Option<usize>,
-) -> Result<Placed, Error> {
+fn place_planned(start: &Start<'_>, memory: Option<usize>) -> Result<Placed, Error> {
     let find = |aim| {
-        let found = candidate(logical, annotations, options, aim)?;
+        let found = candidate(start, aim)?;
         let taken = found.taken;
         Ok((found, taken))
     };
@@ -133,12 +150,12 @@ fn place_planned(
         given = Some(taken.seconds);
         Ok(Some((candidate, taken)))
     };
-    let best = fastest(options, memory, |weights| find(Aim::Apart(weights)), last)?;
+    let best = fastest(start.options, memory, |weights| find(Aim::Apart(weights)), last)?;
     let weights = match best.aim {
         Aim::Apart(weights) => weights,
         _ => Weights::TIME,
     };
-    let complete = candidate(logical, annotations, options, Aim::Together(weights))?;
+    let complete = candidate(start, Aim::Together(weights))?;
     let fits = memory.is_none_or(|limit| complete.taken.bytes <= limit);
     let bound = complete.placed.report.planner.as_ref().and_then(|report| report.bound);
     let is_better = fits && complete.taken.seconds <= best.taken.seconds;
@@ -151,12 +168,10 @@ fn place_planned(
 }
 
 /// Places a program for one aim of the planner.
-fn place_for(logical: &Graph, annotations: &Annotations, options: &CompileOptions, aim: Aim) -> Result<Placed, Error> {
+fn place_for(start: &Start<'_>, aim: Aim) -> Result<Placed, Error> {
+    let Start { logical, annotations, options, propagated } = start;
     let CompileOptions { target, search, step, .. } = options;
-    addressable(logical)?;
-    let propagated = propagate(logical, annotations, target);
-    check(&propagated)?;
-    let (mut optimized, report) = optimize(&propagated, target, search, aim);
+    let (mut optimized, report) = optimize(propagated, target, search, aim);
     if step.micro_batches > 1 {
         optimized = running_sums(&optimized);
     }
@@ -170,5 +185,5 @@ fn place_for(logical: &Graph, annotations: &Annotations, options: &CompileOption
     let obligations = Obligations::of(logical, annotations).with_values(&placed, logical, annotations, &same);
     obligations.check(&placed)?;
     addressable(&placed)?;
-    Ok(Placed { propagated, placed, obligations, report })
+    Ok(Placed { propagated: propagated.clone(), placed, obligations, report })
 }

@@ -7,7 +7,7 @@
 use super::annotations::{Annotation, Annotations};
 use super::error::StyleError;
 use super::layout::factored;
-use super::pattern::{Pattern, nearest};
+use super::pattern::nearest;
 use super::plan::Plan;
 use super::stored::{StoragePlan, StoredInputs};
 use petgraph::graph::NodeIndex;
@@ -22,15 +22,14 @@ use tpc_ir::{AxisId, Graph, InputId, Mesh, ModulePath, Op, Segment, Sharding};
 /// axis that the mesh does not have or that cuts two dimensions.
 pub(super) fn store(graph: &Graph, mesh: &Mesh, plan: &Plan, found: &mut Annotations) -> Result<(), StyleError> {
     // A single rank has no axes and stores everything whole.
+    let parameters: Vec<&ModulePath> = graph.inputs().filter_map(|(_, id)| id.parameter()).collect();
     for entry in plan.storage.iter().filter(|_| !mesh.axes().is_empty()) {
         let path = entry.path().to_string();
-        let pattern = Pattern::new(&path).map_err(|problem| StyleError::Pattern { path: path.clone(), problem })?;
-        let parameters: Vec<_> = graph.inputs().filter_map(|(_, id)| id.parameter().cloned()).collect();
-        let names_parameters = !matches!(entry.inputs, StoredInputs::Data(_));
-        if names_parameters && !parameters.iter().any(|parameter| pattern.matches(parameter)) {
-            return Err(StyleError::NoParameter { path, nearest: nearest(entry.path(), &parameters) });
+        let matcher = entry.matcher().map_err(|problem| StyleError::Pattern { path: path.clone(), problem })?;
+        if matcher.misses(&parameters) {
+            return Err(StyleError::NoParameter { nearest: nearest(&path, parameters.iter().copied()), path });
         }
-        for (node, id) in graph.inputs().filter(|(_, id)| entry.stores(&pattern, id)) {
+        for (node, id) in graph.inputs().filter(|(_, id)| matcher.stores(id)) {
             let Op::Input { layout, .. } = &graph.node(node).op else { continue };
             if matches!(id, InputId::State { .. }) && layout.len() != entry.dims.len() {
                 continue;
@@ -100,16 +99,21 @@ pub fn listed(graph: &Graph, placements: &HashMap<InputId, Sharding>) -> Vec<Sto
             Some(StoragePlan { inputs, dims: dims.clone() })
         };
         let agrees = |entry: &StoragePlan| {
-            let pattern = Pattern::new(entry.path());
+            let Ok(matcher) = entry.matcher() else { return false };
             let alike = |(other, at): &(&InputId, Vec<Vec<String>>)| {
-                let is_stored = pattern.as_ref().is_ok_and(|pattern| entry.stores(pattern, other));
-                !is_stored || at.len() != dims.len() || at == dims && placements.contains_key(other)
+                !matcher.stores(other) || at.len() != dims.len() || at == dims && placements.contains_key(other)
             };
             all.iter().all(alike)
         };
         let path = id.path().cloned().unwrap_or_default();
-        let found = entry(any_index(&path)).filter(agrees).or_else(|| entry(path.to_string()));
-        entries.extend(found.filter(|entry| !entries.contains(entry)));
+        let (Some(all_alike), Some(alone)) = (entry(any_index(&path)), entry(path.to_string())) else { continue };
+        if entries.contains(&all_alike) {
+            continue;
+        }
+        let found = if agrees(&all_alike) { all_alike } else { alone };
+        if !entries.contains(&found) {
+            entries.push(found);
+        }
     }
     entries
 }

@@ -1,7 +1,7 @@
 //! The entries of a plan that store inputs one by one.
 
-use super::pattern::Pattern;
-use tpc_ir::InputId;
+use super::pattern::{Pattern, PatternError};
+use tpc_ir::{InputId, ModulePath};
 
 /// The inputs that an entry stores.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,13 +33,44 @@ impl StoragePlan {
         }
     }
 
-    /// Whether the entry may store an input; the pattern is that of its path.
-    pub(super) fn stores(&self, pattern: &Pattern, id: &InputId) -> bool {
-        match (&self.inputs, id) {
-            (StoredInputs::Parameters(_), InputId::Parameter(path))
-            | (StoredInputs::States(_), InputId::State { owner: path, .. }) => pattern.matches(path),
-            (StoredInputs::Data(name), InputId::Data(data)) => **data == **name,
+    /// What finds the inputs of the entry.
+    ///
+    /// # Errors
+    /// A path that is not a pattern; the name of a tensor of the batch is none.
+    pub(super) fn matcher(&self) -> Result<Matcher<'_>, PatternError> {
+        Ok(match &self.inputs {
+            StoredInputs::Parameters(path) => Matcher::Parameters(Pattern::new(path)?),
+            StoredInputs::States(path) => Matcher::States(Pattern::new(path)?),
+            StoredInputs::Data(name) => Matcher::Data(name),
+        })
+    }
+}
+
+/// Finds the inputs of an entry.
+pub(super) enum Matcher<'a> {
+    Parameters(Pattern),
+    States(Pattern),
+    Data(&'a str),
+}
+
+impl Matcher<'_> {
+    /// Whether the entry may store an input.
+    pub(super) fn stores(&self, id: &InputId) -> bool {
+        match (self, id) {
+            (Matcher::Parameters(pattern), InputId::Parameter(path))
+            | (Matcher::States(pattern), InputId::State { owner: path, .. }) => pattern.matches(path),
+            (Matcher::Data(name), InputId::Data(data)) => **name == **data,
             _ => false,
+        }
+    }
+
+    /// Whether the entry is about parameters, and none of these is one of them.
+    pub(super) fn misses(&self, parameters: &[&ModulePath]) -> bool {
+        match self {
+            Matcher::Parameters(pattern) | Matcher::States(pattern) => {
+                !parameters.iter().any(|parameter| pattern.matches(parameter))
+            }
+            Matcher::Data(_) => false,
         }
     }
 }

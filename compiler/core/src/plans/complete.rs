@@ -8,15 +8,13 @@
 //! After: `{"placements": {"data": {"input_ids": ["dp"]}, "parameters": {"layers.*.w1.weight": [null, "tp"], …}}}`.
 
 use super::Workload;
-use crate::budget::Taken;
 use crate::error::Error;
-use crate::place::{candidate, fastest};
+use crate::place::{Start, candidate, fastest};
 use crate::program::{CompileOptions, Prepared, prepare};
 use crate::shared_session::SharedSession;
 use std::collections::HashSet;
 use tpc_ir::{Graph, InputId, InputKind, Mesh};
 use tpc_passes::planner::{Aim, PlacementSource, Weights, storage};
-use tpc_passes::propagate::propagate;
 use tpc_passes::styles::Plan;
 use tpc_passes::styles::storage::listed;
 
@@ -41,22 +39,21 @@ pub fn complete(captured: &Graph, mesh: &Mesh, plan: &Plan, options: &CompileOpt
     let PlacementSource::Planned { memory } = options.search.placements else { return Ok(plan.clone()) };
     let plan = &Plan { allow_unused_axes: true, ..plan.clone() };
     let prepared = |plan: &Plan| prepare(captured.clone(), mesh, plan, options, &SharedSession::default());
-    let taken = |plan: Plan, aim: Aim| -> Result<(Plan, Taken), Error> {
-        let Prepared { logical, annotations, .. } = prepared(&plan)?;
-        Ok((plan, candidate(&logical, &annotations, options, aim)?.taken))
-    };
     let Prepared { logical, annotations, .. } = prepared(plan)?;
-    let propagated = propagate(&logical, &annotations, &options.target);
+    let start = Start::of(&logical, &annotations, options)?;
+    let propagated = &start.propagated;
     let is_free = |id: &&InputId| {
         matches!(id.kind(), InputKind::Parameter | InputKind::State | InputKind::Data)
             && !annotations.inputs.contains_key(*id)
     };
     let free: HashSet<InputId> = propagated.inputs().map(|(_, id)| id).filter(is_free).cloned().collect();
     let find = |weights: Weights| {
-        let (stored, _) = storage(&propagated, &options.target, weights, &free);
+        let (stored, _) = storage(propagated, &options.target, weights, &free);
         let mut plan = plan.clone();
-        plan.storage.extend(listed(&propagated, &stored));
-        taken(plan, Aim::Apart(weights))
+        plan.storage.extend(listed(propagated, &stored));
+        let Prepared { logical, annotations, .. } = prepared(&plan)?;
+        let taken = candidate(&Start::of(&logical, &annotations, options)?, Aim::Apart(weights))?.taken;
+        Ok((plan, taken))
     };
-    fastest(options, memory, find, |_| taken(plan.clone(), Aim::AsGiven).map(Some))
+    fastest(options, memory, find, |_| Ok(Some((plan.clone(), candidate(&start, Aim::AsGiven)?.taken))))
 }
