@@ -16,11 +16,13 @@ mod ranks;
 
 use cases::Case;
 use petgraph::graph::NodeIndex;
-use ranks::{Dims, Ranks, cut, cuts, denoted, dice, local, logical, partials, placements, same, spread};
+use ranks::{
+    Dims, Ranks, cut, cuts, denoted, dice, local, logical, partials, placements, redistributions, same, spread,
+};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use tpc_ir::interpret::Tensor;
-use tpc_ir::{AxisId, AxisSet, DType, Graph, InputId, MapFn, Mesh, Op, Partial, ReduceOp, Sharding, Type, Value, text};
+use tpc_ir::{DType, Graph, InputId, MapFn, Mesh, Op, Partial, ReduceOp, Sharding, Type, Value, text};
 use tpc_passes::check::{CheckError, check, judge};
 use tpc_passes::factors::{FactorRow, place_redistribution, result_sharding, row_of};
 
@@ -288,26 +290,6 @@ fn values(shape: &[usize], mesh: &Mesh) -> Vec<(Type, Ranks, Tensor)> {
         (ty, ranks, whole)
     };
     placements(shape.len(), mesh, &[ReduceOp::Sum, ReduceOp::Max]).into_iter().map(spread_over).collect()
-}
-
-/// All redistributions of a value with two dimensions.
-fn redistributions(mesh: &Mesh) -> Vec<Op> {
-    let lists: Vec<Vec<AxisId>> =
-        cuts(1, mesh).into_iter().map(|mut d| d.remove(0)).filter(|l| !l.is_empty()).collect();
-    let mut all = Vec::new();
-    for list in lists {
-        let set: AxisSet = list.iter().copied().collect();
-        for op in [ReduceOp::Sum, ReduceOp::Max] {
-            all.extend([Op::AllReduce { op, axes: set }, Op::ToPartial { op, axes: set }]);
-            all.extend((0..2).map(|dim| Op::ReduceScatter { op, dim, axes: list.clone() }));
-        }
-        for dim in 0..2 {
-            all.push(Op::AllGather { dim, axes: list.clone() });
-            all.push(Op::ShardSlice { dim, axes: list.clone() });
-            all.push(Op::AllToAll { from: dim, to: 1 - dim, axes: list.clone() });
-        }
-    }
-    all
 }
 
 /// Every redistribution of every placement, declared as every placement: what is accepted keeps the value, and what keeps

@@ -12,7 +12,7 @@ mod cases;
 mod ranks;
 
 use cases::{Case, map_case};
-use ranks::{Dims, Ranks, cuts, denoted, dice, local, logical, partials, placements, same, spread};
+use ranks::{Dims, Ranks, cuts, denoted, dice, local, logical, partials, placements, redistributions, same, spread};
 use std::collections::BTreeMap;
 use tpc_ir::interpret::Tensor;
 use tpc_ir::op::Distribution;
@@ -351,26 +351,6 @@ fn values(shape: &[usize], mesh: &Mesh, ops: &[ReduceOp]) -> Vec<(Type, Ranks, T
         (ty, ranks, whole)
     };
     placements(shape.len(), mesh, ops).into_iter().map(spread_over).collect()
-}
-
-/// All redistributions of a value with two dimensions.
-fn redistributions(mesh: &Mesh) -> Vec<Op> {
-    let lists: Vec<Vec<AxisId>> =
-        cuts(1, mesh).into_iter().map(|mut d| d.remove(0)).filter(|l| !l.is_empty()).collect();
-    let mut all = Vec::new();
-    for list in lists {
-        let set: AxisSet = list.iter().copied().collect();
-        for op in [ReduceOp::Sum, ReduceOp::Max] {
-            all.extend([Op::AllReduce { op, axes: set }, Op::ToPartial { op, axes: set }]);
-            all.extend((0..2).map(|dim| Op::ReduceScatter { op, dim, axes: list.clone() }));
-        }
-        for dim in 0..2 {
-            all.push(Op::AllGather { dim, axes: list.clone() });
-            all.push(Op::ShardSlice { dim, axes: list.clone() });
-            all.push(Op::AllToAll { from: dim, to: 1 - dim, axes: list.clone() });
-        }
-    }
-    all
 }
 
 /// A redistribution that the table admits changes only the placement of the value, also for uneven and empty shards.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use tpc_compiler::models::ModelConfig;
+use tpc_compiler::capture::TrainingCapture;
+use tpc_compiler::models::{ModelConfig, presets};
 use tpc_compiler::pretrained::{TokenBatch, capture_step, names};
 use tpc_compiler::program::{CompileOptions, TrainingProgram, compile_training};
 use tpc_ir::{InputKind, Mesh, OutputKind};
@@ -54,6 +55,17 @@ pub fn plan(name: &str) -> Plan {
 /// If it is rejected.
 pub fn mesh(text: &str) -> Mesh {
     Mesh::parse(text).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// A training step of the preset gpt on 4 × 16 tokens, and the name of each parameter in plans.
+///
+/// # Panics
+/// If it cannot be captured.
+pub fn gpt_step() -> (TrainingCapture, impl Fn(&str) -> String) {
+    let config = presets::named("gpt").unwrap();
+    let known = names(&config);
+    let capture = capture_step(&config, TokenBatch::new(4, 16), &adamw()).unwrap();
+    (capture, move |path: &str| known.get(path).cloned().unwrap_or_else(|| path.to_string()))
 }
 
 /// The optimizer of all runs.

@@ -2,10 +2,7 @@
 
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, BTreeSet};
-use tpc_compiler::capture::TrainingCapture;
-use tpc_compiler::models::presets;
 use tpc_compiler::plans::Workload;
-use tpc_compiler::pretrained::{TokenBatch, capture_step, names};
 use tpc_compiler::program::{CompileOptions, compile_training};
 use tpc_compiler::summary::{Cost, Difference, Part, Summary, Work, rows};
 use tpc_ir::program::{Action, CollectiveOp, RankProgram};
@@ -13,7 +10,7 @@ use tpc_ir::{ModulePath, Phase};
 use tpc_passes::simulate::{Lane, simulate};
 use tpc_passes::targets::Target;
 use tpc_tests::command::{Scratch, tpc};
-use tpc_tests::training::{adamw, mesh, plan};
+use tpc_tests::training::{gpt_step, mesh, plan};
 
 fn run(arguments: &str) -> String {
     let arguments: Vec<&str> = arguments.split(' ').collect();
@@ -29,24 +26,16 @@ fn json(arguments: &str) -> Json {
 /// The plans that are summarized, each on four ranks.
 const PLANS: [(&str, &str); 4] = [("tp-sp", "tp=4"), ("2d", "dp=2,tp=2"), ("ddp", "dp=4"), ("tp-sp-fsdp", "dp=2,tp=2")];
 
-/// A training step of the preset gpt, and the name of each parameter in plans.
-fn step() -> (TrainingCapture, impl Fn(&str) -> String) {
-    let config = presets::named("gpt").unwrap();
-    let known = names(&config);
-    let capture = capture_step(&config, TokenBatch::new(4, 16), &adamw()).unwrap();
-    (capture, move |path: &str| known.get(path).cloned().unwrap_or_else(|| path.to_string()))
-}
-
 /// The summary of a plan for that step.
 fn summarized((name, axes): (&str, &str), target: &Target) -> Summary {
-    let (capture, rename) = step();
+    let (capture, rename) = gpt_step();
     let workload = Workload::of_training(&capture, &rename).unwrap();
     workload.summarize(&mesh(axes), &plan(name), &CompileOptions::new(target.clone())).unwrap()
 }
 
 /// The program of the first rank that would be launched.
 fn launched((name, axes): (&str, &str), target: &Target) -> RankProgram {
-    let (capture, rename) = step();
+    let (capture, rename) = gpt_step();
     let options = CompileOptions::new(target.clone());
     let program = compile_training(capture, &mesh(axes), &plan(name), &options, &rename).unwrap();
     program.steady.ranks.into_iter().next().unwrap()

@@ -7,10 +7,7 @@ use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use tpc_compiler::capture::TrainingCapture;
-use tpc_compiler::models::presets;
 use tpc_compiler::plans::Workload;
-use tpc_compiler::pretrained::{TokenBatch, capture_step, names};
 use tpc_compiler::program::{CompileOptions, Stages, compile_training};
 use tpc_compiler::view::View;
 use tpc_ir::program::{Action, RankProgram};
@@ -18,29 +15,21 @@ use tpc_ir::text::is_inline;
 use tpc_passes::simulate::{Lane, simulate};
 use tpc_passes::targets::Target;
 use tpc_tests::command::{Scratch, tpc};
-use tpc_tests::training::{adamw, mesh, plan};
+use tpc_tests::training::{gpt_step, mesh, plan};
 
 /// The plans that are shown, each on four ranks.
 const PLANS: [(&str, &str); 4] = [("tp-sp", "tp=4"), ("2d", "dp=2,tp=2"), ("ddp", "dp=4"), ("tp-sp-fsdp", "dp=2,tp=2")];
 
-/// A training step of the preset gpt, and the name of each parameter in plans.
-fn step() -> (TrainingCapture, impl Fn(&str) -> String) {
-    let config = presets::named("gpt").unwrap();
-    let known = names(&config);
-    let capture = capture_step(&config, TokenBatch::new(4, 16), &adamw()).unwrap();
-    (capture, move |path: &str| known.get(path).cloned().unwrap_or_else(|| path.to_string()))
-}
-
 /// The view of a plan for that step.
 fn viewed((name, axes): (&str, &str), target: &Target) -> View {
-    let (capture, rename) = step();
+    let (capture, rename) = gpt_step();
     let workload = Workload::of_training(&capture, &rename).unwrap();
     workload.view(&mesh(axes), &plan(name), &CompileOptions::new(target.clone())).unwrap()
 }
 
 /// The steady program that would be launched.
 fn launched((name, axes): (&str, &str), target: &Target) -> Stages {
-    let (capture, rename) = step();
+    let (capture, rename) = gpt_step();
     let options = CompileOptions::new(target.clone());
     compile_training(capture, &mesh(axes), &plan(name), &options, &rename).unwrap().steady
 }

@@ -2,31 +2,38 @@
 
 use crate::options::{Chosen, Fp};
 use crate::{Failure, Outcome, Placement};
+use clap::Args;
 
 /// The options that say how plans are compiled.
-pub(crate) struct Compared<'a> {
-    pub(crate) plans: &'a [String],
-    pub(crate) meshes: &'a [String],
-    pub(crate) placements: &'a [Chosen],
-    pub(crate) target: Option<&'a String>,
+#[derive(Debug, Args)]
+pub struct Compared {
+    /// Mesh axes with their sizes, as in the other commands; given once for all plans or once for each
+    #[arg(long, value_name = "MESH")]
+    mesh: Vec<String>,
+    /// What decides the placements that a plan leaves open; given once for all plans or once for each
+    #[arg(long, value_enum, value_name = "WHO", default_value = "given")]
+    placements: Vec<Chosen>,
+    /// Target to plan for: a built-in one (cpu, h100-node, h200-node, ethernet) or a JSON file, as tpc calibrate writes it [default: cpu]
+    #[arg(long, value_name = "NAME|FILE")]
+    target: Option<String>,
 }
 
-impl Compared<'_> {
+impl Compared {
     /// The plans on their meshes, one or two.
     ///
     /// # Errors
     /// An option that is given more often than there are plans.
-    pub(crate) fn placements(&self) -> Outcome<Vec<Placement>> {
-        let of = self.plans.len();
-        let meshes = for_each("mesh", self.meshes, String::new(), of)?;
-        let chosen = for_each("placements", self.placements, Chosen::Given, of)?;
-        let each = self.plans.iter().zip(meshes).zip(chosen);
+    pub(crate) fn placements(&self, plans: &[String]) -> Outcome<Vec<Placement>> {
+        let of = plans.len();
+        let meshes = for_each("mesh", &self.mesh, String::new(), of)?;
+        let chosen = for_each("placements", &self.placements, Chosen::Given, of)?;
+        let each = plans.iter().zip(meshes).zip(chosen);
         let placement = |((plan, mesh), placements): ((&String, String), Chosen)| Placement {
             plan: plan.clone(),
             mesh,
             placements,
             memory_limit: None,
-            target: self.target.cloned(),
+            target: self.target.clone(),
             fp: Fp::Reassociate,
             enable_rule: Vec::new(),
             disable_rule: Vec::new(),

@@ -4,7 +4,6 @@ use crate::columns::{Unit, aligned};
 use crate::compared::Compared;
 use crate::costs::{Total, content_json, cost_json, part_json, program_json, summary, too_large};
 use crate::given::Given;
-use crate::options::Chosen;
 use crate::predicted::Predicted;
 use crate::{Failure, Outcome, Placement, Terminal};
 use clap::Args;
@@ -20,26 +19,13 @@ pub struct Diff {
     /// A plan, as in the other commands: a built-in one or a JSON file; given twice
     #[arg(long, value_name = "PLAN", required = true)]
     plan: Vec<String>,
-    /// Mesh axes with their sizes, as in the other commands; given once for both plans or once for each
-    #[arg(long, value_name = "MESH")]
-    mesh: Vec<String>,
-    /// What decides the placements that a plan leaves open; given once for both plans or once for each
-    #[arg(long, value_enum, value_name = "WHO", default_value = "given")]
-    placements: Vec<Chosen>,
-    /// Target to plan for: a built-in one (cpu, h100-node, h200-node, ethernet) or a JSON file, as tpc calibrate writes it [default: cpu]
-    #[arg(long, value_name = "NAME|FILE")]
-    target: Option<String>,
+    #[command(flatten)]
+    compared: Compared,
 }
 
 impl Diff {
     /// The two plans on their meshes.
     fn placements(&self) -> Outcome<[Placement; 2]> {
-        let compared = Compared {
-            plans: &self.plan,
-            meshes: &self.mesh,
-            placements: &self.placements,
-            target: self.target.as_ref(),
-        };
         let two = |plans: usize| {
             let times = if plans == 1 { "once".into() } else { format!("{plans} times") };
             Failure::new(format!("two plans are compared, but --plan is given {times}"))
@@ -47,7 +33,7 @@ impl Diff {
         if self.plan.len() != 2 {
             return Err(two(self.plan.len()));
         }
-        compared.placements()?.try_into().map_err(|other: Vec<Placement>| two(other.len()))
+        self.compared.placements(&self.plan)?.try_into().map_err(|other: Vec<Placement>| two(other.len()))
     }
 
     pub(crate) fn execute(&self, given: &Given, terminal: &mut Terminal) -> Outcome {

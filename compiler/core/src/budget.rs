@@ -40,45 +40,43 @@ pub(crate) struct Taken {
     pub(crate) seconds: f64,
 }
 
-/// The fastest program that was found and takes at most `limit` bytes. `place` makes a program for a price in seconds for
-/// each byte, and `measure` says what it takes.
+/// The fastest program that was found and takes at most `limit` bytes, and what it takes. `place` makes a program for a price
+/// in seconds for each byte.
 ///
 /// # Errors
-/// No program fits; the errors of `place` and `measure`.
+/// No program fits; the errors of `place`.
 pub(crate) fn within<P, E: From<BudgetError>>(
     limit: usize,
-    place: impl Fn(f64) -> Result<P, E>,
-    measure: impl Fn(&P) -> Taken,
-) -> Result<P, E> {
-    let placed = |price| place(price).map(|placed| (measure(&placed), placed));
-    let (free, program) = placed(0.0)?;
+    place: impl Fn(f64) -> Result<(P, Taken), E>,
+) -> Result<(P, Taken), E> {
+    let (program, free) = place(0.0)?;
     if free.bytes <= limit {
-        return Ok(program);
+        return Ok((program, free));
     }
     let mut least = free.bytes;
     let mut price = FIRST * free.seconds / free.bytes as f64;
     let mut low = price / STEP;
     for _ in 0..RAISED {
-        let (taken, program) = placed(price)?;
+        let (program, taken) = place(price)?;
         least = least.min(taken.bytes);
         if taken.bytes > limit {
             (low, price) = (price, price * STEP);
             continue;
         }
-        let mut best = (taken.seconds, program);
+        let mut best = (program, taken);
         for _ in 0..HALVED {
             let middle = (low * price).sqrt();
-            let (taken, program) = placed(middle)?;
+            let (program, taken) = place(middle)?;
             if taken.bytes > limit {
                 low = middle;
                 continue;
             }
             price = middle;
-            if taken.seconds <= best.0 {
-                best = (taken.seconds, program);
+            if taken.seconds <= best.1.seconds {
+                best = (program, taken);
             }
         }
-        return Ok(best.1);
+        return Ok(best);
     }
     Err(BudgetError { limit, least }.into())
 }
@@ -96,7 +94,7 @@ mod tests {
 
     #[test]
     fn the_fastest_program_that_fits_is_taken() {
-        let within = |limit| within(limit, sized, |taken| *taken);
+        let within = |limit| within(limit, |price| sized(price).map(|taken| ((), taken))).map(|(_, taken)| taken);
         let free = within(100).unwrap();
         assert_eq!((free.bytes, free.seconds), (100, 1.0));
         let smaller = within(80).unwrap();

@@ -85,25 +85,21 @@ pub(crate) fn shares(options: &CompileOptions) -> &'static [f64] {
     if overlaps { &[1.0, 0.3, 0.05] } else { &[1.0] }
 }
 
-/// A program, what it was made for, and what it takes on the first rank.
-pub(crate) struct Candidate {
-    pub(crate) placed: Placed,
-    pub(crate) aim: Aim,
-    pub(crate) taken: Taken,
-}
-
-/// Places a program for an aim of the planner and simulates it.
-pub(crate) fn candidate(start: &Start<'_>, aim: Aim) -> Result<Candidate, Error> {
+/// A program for an aim of the planner, and what it takes on the first rank.
+///
+/// # Errors
+/// A program that fails its check.
+pub(crate) fn candidate(start: &Start<'_>, aim: Aim) -> Result<(Placed, Taken), Error> {
     let options = start.options;
     let placed = place_for(start, aim)?;
     let schedule = schedule(&placed.placed, &options.target, &options.lower);
     let program = lower_rank(&placed.placed, &schedule, 0)?;
     let seconds = simulate(&program, &options.target).seconds;
-    Ok(Candidate { placed, aim, taken: Taken { bytes: program.arena_bytes, seconds } })
+    Ok((placed, Taken { bytes: program.arena_bytes, seconds }))
 }
 
 /// Of what `find` finds for each of some weights, and of what `last` adds to these, the one that takes the least time and
-/// fits into `memory`. Of equally fast ones, what `find` finds for the first weights is taken.
+/// fits into `memory`, and what it takes. Of equally fast ones, what `find` finds for the first weights is taken.
 ///
 /// # Errors
 /// None fits; the errors of `find`.
@@ -112,12 +108,12 @@ pub(crate) fn fastest<P>(
     memory: Option<usize>,
     find: impl Fn(Weights) -> Result<(P, Taken), Error>,
     last: impl FnOnce(&[(P, Taken)]) -> Result<Option<(P, Taken)>, Error>,
-) -> Result<P, Error> {
+) -> Result<(P, Taken), Error> {
     let limit = memory.unwrap_or(usize::MAX);
     let mut least = usize::MAX;
     let mut found: Vec<(P, Taken)> = Vec::new();
     for &hidden in shares(options) {
-        match within(limit, |byte| find(Weights { byte, hidden }), |(_, taken)| *taken) {
+        match within(limit, |byte| find(Weights { byte, hidden })) {
             Ok(one) => found.push(one),
             Err(Error::Budget(error)) => least = least.min(error.least),
             Err(error) => return Err(error),
@@ -128,20 +124,16 @@ pub(crate) fn fastest<P>(
     found.extend(last);
     let fits = found.into_iter().filter(|(_, taken)| taken.bytes <= limit);
     let best = fits.min_by(|(_, a), (_, b)| a.seconds.total_cmp(&b.seconds));
-    best.map(|(one, _)| one).ok_or_else(|| BudgetError { limit, least }.into())
+    best.ok_or_else(|| BudgetError { limit, least }.into())
 }
 
 fn place_planned(start: &Start<'_>, memory: Option<usize>) -> Result<Placed, Error> {
-    let find = |aim| {
-        let found = candidate(start, aim)?;
-        let taken = found.taken;
-        Ok((found, taken))
-    };
+    let find = |aim| candidate(start, aim).map(|(placed, taken)| ((placed, aim), taken));
     let mut given = None;
-    let last = |found: &[(Candidate, Taken)]| {
+    let last = |found: &[((Placed, Aim), Taken)]| {
         // Even if other work hid as much as it could, the placements of the plan would take at least half of their time.
-        let is_slower = |(found, _): &(Candidate, Taken)| {
-            found.placed.report.planner.as_ref().is_some_and(|report| report.before > 2.0 * report.after)
+        let is_slower = |((placed, _), _): &((Placed, Aim), Taken)| {
+            placed.report.planner.as_ref().is_some_and(|report| report.before > 2.0 * report.after)
         };
         if found.iter().any(is_slower) {
             return Ok(None);
@@ -150,16 +142,15 @@ fn place_planned(start: &Start<'_>, memory: Option<usize>) -> Result<Placed, Err
         given = Some(taken.seconds);
         Ok(Some((candidate, taken)))
     };
-    let best = fastest(start.options, memory, |weights| find(Aim::Apart(weights)), last)?;
-    let weights = match best.aim {
+    let ((best, aim), taken) = fastest(start.options, memory, |weights| find(Aim::Apart(weights)), last)?;
+    let weights = match aim {
         Aim::Apart(weights) => weights,
         _ => Weights::TIME,
     };
-    let complete = candidate(start, Aim::Together(weights))?;
-    let fits = memory.is_none_or(|limit| complete.taken.bytes <= limit);
-    let bound = complete.placed.report.planner.as_ref().and_then(|report| report.bound);
-    let is_better = fits && complete.taken.seconds <= best.taken.seconds;
-    let Candidate { mut placed, taken, .. } = if is_better { complete } else { best };
+    let (complete, takes) = candidate(start, Aim::Together(weights))?;
+    let bound = complete.report.planner.as_ref().and_then(|report| report.bound);
+    let is_better = memory.is_none_or(|limit| takes.bytes <= limit) && takes.seconds <= taken.seconds;
+    let (mut placed, taken) = if is_better { (complete, takes) } else { (best, taken) };
     if let Some(report) = &mut placed.report.planner {
         report.bound = bound;
         report.simulated = given.map(|given| [given, taken.seconds]);

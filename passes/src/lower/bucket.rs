@@ -212,8 +212,13 @@ fn scattered(graph: &Graph) -> HashMap<NodeIndex, Owner> {
 }
 
 /// Whether a kernel gathers inputs, which are available from the beginning of a step.
-pub(super) fn gathers_input(graph: &Graph, kernel: &Kernel) -> bool {
-    let gathers = |n| matches!(graph.node(n).op, Op::AllGather { .. }) && is_input(graph, graph.operands(n)[0].node);
+fn gathers_input(graph: &Graph, kernel: &Kernel) -> bool {
+    gathers(graph, kernel, is_input)
+}
+
+/// Whether a kernel gathers values, all of one kind.
+pub(super) fn gathers(graph: &Graph, kernel: &Kernel, is_of_kind: fn(&Graph, NodeIndex) -> bool) -> bool {
+    let gathers = |n| matches!(graph.node(n).op, Op::AllGather { .. }) && is_of_kind(graph, graph.operands(n)[0].node);
     kernel.as_collective().is_some_and(|nodes| nodes.iter().all(|&n| gathers(n)))
 }
 

@@ -5,7 +5,7 @@
 use super::kernel::{Kernel, is_free};
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeSet, HashMap};
-use tpc_ir::{Graph, Op, OutputKind, Value};
+use tpc_ir::{Graph, MapFn, Op, OutputKind, Value};
 
 /// The dependences between kernels, by their indices in the list.
 pub(super) struct Dependences {
@@ -98,6 +98,14 @@ pub(super) fn memory(graph: &Graph, node: NodeIndex) -> NodeIndex {
     match &graph.node(node).op {
         op if is_alias(op) => graph.operands(node).first().map_or(node, |v| memory(graph, v.node)),
         _ => node,
+    }
+}
+
+/// Whether a node is an input, converted to another element type or transposed, or not.
+pub(super) fn is_converted_input(graph: &Graph, node: NodeIndex) -> bool {
+    match graph.node(node).op {
+        Op::Map { f: MapFn::Cast(_) | MapFn::Identity, .. } => is_converted_input(graph, graph.operands(node)[0].node),
+        _ => is_input(graph, node),
     }
 }
 

@@ -30,7 +30,8 @@
 //! The order depends on global types only, so all ranks start the same collectives in the same order (`check_ranks.rs`
 //! proves that for the emitted programs). At most [`LowerOptions::in_flight`] collectives are in flight.
 
-use super::depend::{Dependences, is_input};
+use super::bucket::gathers;
+use super::depend::{Dependences, is_converted_input};
 use super::events::{Event, Schedule};
 use super::kernel::Kernel;
 use super::{LowerOptions, emit, memory};
@@ -38,7 +39,7 @@ use crate::cost;
 use crate::targets::Target;
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
-use tpc_ir::{AxisSet, Graph, MapFn, Op, Type};
+use tpc_ir::{AxisSet, Graph, Type};
 
 /// The moves that a schedule may make.
 #[derive(Clone, Copy, PartialEq)]
@@ -157,8 +158,7 @@ impl<'a> Walk<'a> {
         }
         let collective: Vec<bool> = kernels.iter().map(|k| k.as_collective().is_some()).collect();
         let axes: Vec<AxisSet> = kernels.iter().map(|k| graph.node(k.first()).op.axes()).collect();
-        let mut early: Vec<usize> =
-            (0..n).filter(|&k| kernels[k].as_collective().is_some_and(|values| gathers_input(graph, values))).collect();
+        let mut early: Vec<usize> = (0..n).filter(|&k| gathers(graph, &kernels[k], is_converted_input)).collect();
         early.sort_by_key(|&k| found.readers[k].first());
         let (mut gathers, mut last) = (BTreeMap::new(), BTreeMap::new());
         for k in early {
@@ -334,18 +334,6 @@ impl<'a> Walk<'a> {
             }
         }
     }
-}
-
-/// Whether a collective gathers inputs, converted or not.
-fn gathers_input(graph: &Graph, values: &[NodeIndex]) -> bool {
-    let mut gathers =
-        values.iter().map(|&n| (matches!(graph.node(n).op, Op::AllGather { .. }), graph.operands(n)[0].node));
-    gathers.all(|(gathers, mut source)| {
-        while let Op::Map { f: MapFn::Cast(_) | MapFn::Identity, .. } = graph.node(source).op {
-            source = graph.operands(source)[0].node;
-        }
-        gathers && is_input(graph, source)
-    })
 }
 
 /// The bytes that the first rank holds for a collective in flight: of its operands and its results.

@@ -240,6 +240,15 @@ impl<'a> Logical<'a> {
         }
     }
 
+    /// The parameter that a value is, converted and transposed or not.
+    pub fn parameter(&self, value: ValueId) -> Option<ValueId> {
+        if self.values[value].role != Role::Parameter {
+            return None;
+        }
+        let source = self.operations[self.makers[value].0].operands.first();
+        source.map_or(Some(value), |&source| self.parameter(source))
+    }
+
     /// Finds out which values are parameters, converted and transposed or not.
     fn find_parameters(&mut self) {
         for operation in &self.operations {

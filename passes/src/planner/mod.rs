@@ -42,11 +42,11 @@ use forbidden::Bans;
 pub use forbidden::{Ban, Forbidden, kind};
 use logical::{Logical, ValueId};
 use network::Solved;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashSet;
 use solve::{Effort, solve};
 use space::{Choice, Space};
 use std::collections::{HashMap, HashSet};
-use tpc_ir::{AxisId, Graph, InputId, MapFn, Op, Sharding};
+use tpc_ir::{AxisId, Graph, InputId, Op, Sharding, Type};
 pub use without::{Without, plan_without};
 
 /// What decides the placements that a plan leaves open.
@@ -183,19 +183,18 @@ pub fn storage(
     target: &Target,
     weights: Weights,
     free: &HashSet<InputId>,
-) -> (HashMap<InputId, Sharding>, PlannerReport) {
+) -> HashMap<InputId, Sharding> {
     let mut logical = Logical::of(graph);
     logical.set_free(free);
     let costs = Costs::new(target, &logical, weights, Bans::default());
-    let mut report = PlannerReport::default();
-    let choice = chosen(&logical, &costs, ROUNDS, true, &mut report);
+    let choice = chosen(&logical, &costs, ROUNDS, true, &mut PlannerReport::default());
     let stored = logical.operations.iter().filter_map(|operation| match &graph.node(operation.node).op {
         Op::Input { id, .. } if free.contains(id) => {
             Some((id.clone(), choice.kept[logical.like(operation.results[0])].clone()))
         }
         _ => None,
     });
-    (stored.collect(), report)
+    stored.collect()
 }
 
 /// The placements that cost least, found for one axis after the other, and then for the axes together if they are to be.
@@ -243,31 +242,16 @@ pub fn seconds(graph: &Graph, target: &Target) -> f64 {
 /// The parameters that are kept where they are stored, as are the conversions and transposes of them alone. What gathers them
 /// gathers them for one part of the step.
 fn regathered(logical: &Logical, choice: &Choice) -> Vec<InputId> {
-    let size = |value: ValueId| {
-        let ty = logical.ty(value).placed(choice.kept[logical.like(value)].clone());
-        ty.max_local_shape(&logical.graph.mesh).iter().product::<usize>()
+    let size = |ty: &Type| ty.max_local_shape(&logical.graph.mesh).iter().product::<usize>();
+    let is_gathered = |&(value, parameter): &(ValueId, ValueId)| {
+        let kept = logical.ty(value).placed(choice.kept[logical.like(value)].clone());
+        size(&kept) > size(logical.ty(parameter))
     };
-    // Of every value that is made of one parameter alone: the parameter, and how much of it a rank stores.
-    let mut made_of: FxHashMap<ValueId, (&InputId, usize)> = FxHashMap::default();
-    let mut gathered: FxHashSet<&InputId> = FxHashSet::default();
-    let mut parameters = Vec::new();
-    for operation in &logical.operations {
-        let n = logical.graph.node(operation.node);
-        let value = operation.results[0];
-        let source = match &n.op {
-            Op::Input { id, .. } if id.is_parameter() => {
-                parameters.push(id);
-                Some((id, n.types[0].max_local_shape(&logical.graph.mesh).iter().product()))
-            }
-            Op::Map { f: MapFn::Cast(_) | MapFn::Identity, .. } => made_of.get(&operation.operands[0]).copied(),
-            _ => None,
-        };
-        if let Some((id, stored)) = source {
-            made_of.insert(value, (id, stored));
-            if size(value) > stored {
-                gathered.insert(id);
-            }
-        }
-    }
-    parameters.into_iter().filter(|id| !gathered.contains(id)).cloned().collect()
+    let parameters = || (0..logical.values.len()).filter_map(|value| Some((value, logical.parameter(value)?)));
+    let gathered: FxHashSet<ValueId> = parameters().filter(is_gathered).map(|(_, parameter)| parameter).collect();
+    let id = |(value, parameter): (ValueId, ValueId)| match &logical.graph.node(logical.values[value].source.node).op {
+        Op::Input { id, .. } if !gathered.contains(&parameter) => Some(id.clone()),
+        _ => None,
+    };
+    parameters().filter_map(id).collect()
 }

@@ -50,6 +50,26 @@ pub fn placements(rank: usize, mesh: &Mesh, ops: &[ReduceOp]) -> Vec<Sharding> {
     cuts(rank, mesh).iter().flat_map(|dims| partials(dims, mesh, ops)).collect()
 }
 
+/// All redistributions of a value with two dimensions.
+pub fn redistributions(mesh: &Mesh) -> Vec<Op> {
+    let lists: Vec<Vec<AxisId>> =
+        cuts(1, mesh).into_iter().map(|mut d| d.remove(0)).filter(|l| !l.is_empty()).collect();
+    let mut all = Vec::new();
+    for list in lists {
+        let set: AxisSet = list.iter().copied().collect();
+        for op in [ReduceOp::Sum, ReduceOp::Max] {
+            all.extend([Op::AllReduce { op, axes: set }, Op::ToPartial { op, axes: set }]);
+            all.extend((0..2).map(|dim| Op::ReduceScatter { op, dim, axes: list.clone() }));
+        }
+        for dim in 0..2 {
+            all.push(Op::AllGather { dim, axes: list.clone() });
+            all.push(Op::ShardSlice { dim, axes: list.clone() });
+            all.push(Op::AllToAll { from: dim, to: 1 - dim, axes: list.clone() });
+        }
+    }
+    all
+}
+
 /// The box that covers a whole value.
 pub fn whole_box(ty: &Type) -> Vec<Chunk> {
     ty.shape.iter().map(|&len| Chunk { offset: 0, len }).collect()

@@ -12,7 +12,6 @@ mod page;
 use crate::compared::Compared;
 use crate::files::{self, Files};
 use crate::given::Given;
-use crate::options::Chosen;
 use crate::predicted::{Predicted, Prepared};
 use crate::{Failure, Outcome, Placement, Terminal};
 use clap::Args;
@@ -29,15 +28,8 @@ pub struct View {
     /// A plan, as in the other commands: a built-in one or a JSON file; given twice to see two plans side by side
     #[arg(long, value_name = "PLAN", required = true)]
     plan: Vec<String>,
-    /// Mesh axes with their sizes, as in the other commands; given once for all plans or once for each
-    #[arg(long, value_name = "MESH")]
-    mesh: Vec<String>,
-    /// What decides the placements that a plan leaves open; given once for all plans or once for each
-    #[arg(long, value_enum, value_name = "WHO", default_value = "given")]
-    placements: Vec<Chosen>,
-    /// Target to plan for: a built-in one (cpu, h100-node, h200-node, ethernet) or a JSON file, as tpc calibrate writes it [default: cpu]
-    #[arg(long, value_name = "NAME|FILE")]
-    target: Option<String>,
+    #[command(flatten)]
+    compared: Compared,
     /// File for the page, which any browser opens and which needs no network; --json prints its data instead
     #[arg(long, short, value_name = "FILE.html", required_unless_present = "json", conflicts_with = "json")]
     output: Option<PathBuf>,
@@ -49,13 +41,7 @@ impl View {
             let plans = self.plan.len();
             return Err(Failure::new(format!("a page shows one or two plans, but --plan is given {plans} times")));
         }
-        let compared = Compared {
-            plans: &self.plan,
-            meshes: &self.mesh,
-            placements: &self.placements,
-            target: self.target.as_ref(),
-        };
-        compared.placements()
+        self.compared.placements(&self.plan)
     }
 
     pub(crate) fn execute(&self, given: &Given, terminal: &mut Terminal) -> Outcome {

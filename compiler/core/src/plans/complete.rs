@@ -48,12 +48,13 @@ pub fn complete(captured: &Graph, mesh: &Mesh, plan: &Plan, options: &CompileOpt
     };
     let free: HashSet<InputId> = propagated.inputs().map(|(_, id)| id).filter(is_free).cloned().collect();
     let find = |weights: Weights| {
-        let (stored, _) = storage(propagated, &options.target, weights, &free);
+        let stored = storage(propagated, &options.target, weights, &free);
         let mut plan = plan.clone();
         plan.storage.extend(listed(propagated, &stored));
         let Prepared { logical, annotations, .. } = prepared(&plan)?;
-        let taken = candidate(&Start::of(&logical, &annotations, options)?, Aim::Apart(weights))?.taken;
+        let (_, taken) = candidate(&Start::of(&logical, &annotations, options)?, Aim::Apart(weights))?;
         Ok((plan, taken))
     };
-    fastest(options, memory, find, |_| Ok(Some((plan.clone(), candidate(&start, Aim::AsGiven)?.taken))))
+    let last = |_: &[_]| candidate(&start, Aim::AsGiven).map(|(_, taken)| Some((plan.clone(), taken)));
+    fastest(options, memory, find, last).map(|(plan, _)| plan)
 }

@@ -187,14 +187,15 @@ fn planned(why: &Explainer, forbidden: &[Forbidden], kept: &HashSet<InputId>) ->
     let mut best: Option<(f64, Found)> = None;
     let mut impossible = false;
     for &hidden in shares(&why.options) {
-        let found = within(
-            limit,
-            |byte| program(why, Weights { byte, hidden }, forbidden, kept),
-            |found| match found {
+        let sized = |byte| {
+            let found = program(why, Weights { byte, hidden }, forbidden, kept)?;
+            let taken = match &found {
                 Found::Program { program, .. } => Taken { bytes: program.arena_bytes, seconds: program.seconds },
                 Found::Impossible | Found::Nothing => Taken { bytes: 0, seconds: f64::INFINITY },
-            },
-        );
+            };
+            Ok::<_, Error>((found, taken))
+        };
+        let found = within(limit, sized).map(|(found, _)| found);
         match found {
             Ok(found @ Found::Program { program: Program { seconds, .. }, .. }) => {
                 if best.as_ref().is_none_or(|(known, _)| seconds < *known) {
