@@ -60,6 +60,11 @@ pub fn seconds_in(company: Company, target: &Target, op: &Op, operands: &[&Type]
 
 /// The seconds of a whole placed graph on its slowest rank, without overlap.
 pub fn graph_seconds(target: &Target, graph: &Graph) -> f64 {
+    graph_seconds_counted(target, graph, &vec![1.0; graph.len()])
+}
+
+/// [`graph_seconds`] of a graph each node of which counts so many times.
+pub(crate) fn graph_seconds_counted(target: &Target, graph: &Graph, times: &[f64]) -> f64 {
     let gradients = Gradients::as_lowered(graph);
     graph
         .nodes()
@@ -68,7 +73,7 @@ pub fn graph_seconds(target: &Target, graph: &Graph) -> f64 {
             let operands = graph.operands(node);
             let types: Vec<&Type> = operands.iter().map(|&v| graph.ty(v)).collect();
             let company = gradients.company(&n.op, &gradients.role(node));
-            seconds_in(company, target, &n.op, &types, &n.types[0], &graph.mesh)
+            times[node.index()] * seconds_in(company, target, &n.op, &types, &n.types[0], &graph.mesh)
         })
         .sum()
 }

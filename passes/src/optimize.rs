@@ -4,22 +4,61 @@
 //! Before: the first placement of every value ([`propagate`](crate::propagate)).
 //! After: the cheapest program that was found, which never costs more than the one that came in.
 
-use crate::egraph::{SearchOptions, SearchReport, improve};
-use crate::planner::{Aim, PlacementSource, plan, seconds};
+use crate::check::check;
+use crate::denotes::denotes;
+use crate::egraph::{SearchOptions, SearchReport, improve_as};
+use crate::planner::{Aim, PlacementSource, plan_as, seconds_counted};
+use crate::shorten::{Extent, Shortened};
 use crate::targets::Target;
 use tpc_ir::Graph;
 
-/// Optimizes a placed graph for a target: never to one that costs more there, unless the planner weighs more than time.
+/// Optimizes a placed graph for a target: never to one that costs more there, unless the planner weighs more than time. What
+/// repeats is optimized once, if the options allow it.
 pub fn optimize(graph: &Graph, target: &Target, options: &SearchOptions, aim: Aim) -> (Graph, SearchReport) {
+    let short = options.blocks.then(|| Shortened::of(graph)).flatten();
+    let short = short.and_then(|short| {
+        let (optimized, report) = optimize_short(&short, target, options, aim)?;
+        let long = short.lengthened(&optimized, graph)?;
+        (check(&long).is_ok() && denotes(&long, graph).is_ok()).then_some((long, report))
+    });
+    short.unwrap_or_else(|| optimize_whole(graph, target, options, aim))
+}
+
+/// Optimizes a placed graph as it is.
+pub fn optimize_whole(graph: &Graph, target: &Target, options: &SearchOptions, aim: Aim) -> (Graph, SearchReport) {
+    optimize_as(graph, Extent::Whole, target, options, aim).expect("a whole program stands for itself")
+}
+
+/// Optimizes a short program that stands for a long one, whose seconds are those in the report. `None` if what is found does
+/// not repeat as the short program does.
+pub fn optimize_short(
+    short: &Shortened,
+    target: &Target,
+    options: &SearchOptions,
+    aim: Aim,
+) -> Option<(Graph, SearchReport)> {
+    let (optimized, mut report) = optimize_as(&short.graph, Extent::Short(short), target, options, aim)?;
+    report.blocks = short.blocks();
+    Some((optimized, report))
+}
+
+fn optimize_as(
+    graph: &Graph,
+    extent: Extent,
+    target: &Target,
+    options: &SearchOptions,
+    aim: Aim,
+) -> Option<(Graph, SearchReport)> {
     if options.placements == PlacementSource::Given {
-        return improve(graph, target, options);
+        return improve_as(graph, extent, target, options);
     }
-    let (planned, mut planner) = plan(graph, target, aim);
-    let (optimized, mut report) = improve(planned.as_ref().unwrap_or(graph), target, options);
+    let planned = plan_as(graph, extent, target, aim)?;
+    let (optimized, mut report) = improve_as(planned.graph.as_ref().unwrap_or(graph), extent, target, options)?;
+    let mut planner = planned.report;
     if aim == Aim::AsGiven {
         // What the rules gain counts as well when the planner is asked how much cheaper other placements are.
-        planner.cost = seconds(&optimized, target);
+        planner.cost = seconds_counted(&optimized, extent.times(&optimized)?, target);
     }
     report.planner = Some(planner);
-    (optimized, report)
+    Some((optimized, report))
 }

@@ -20,7 +20,7 @@ use tpc_passes::check::check;
 use tpc_passes::cost::seconds;
 use tpc_passes::factors::{place_redistribution, result_sharding, row_of};
 use tpc_passes::planner::kernels::Kernels;
-use tpc_passes::planner::{Aim, Weights, plan, seconds as program_seconds};
+use tpc_passes::planner::{Aim, Planned, Weights, plan, seconds as program_seconds};
 use tpc_passes::propagate::propagate;
 use tpc_passes::rebuild::{copy, rebuild};
 use tpc_passes::redistribute::steps;
@@ -86,7 +86,7 @@ fn least(target: &Target, graph: &Graph, at: &HashMap<InputId, Sharding>, result
     let all: Vec<Vec<Way>> = nodes.iter().map(|&node| ways(target, graph, &kernels, node)).collect();
     let between = |made: petgraph::graph::NodeIndex, ty: &Type, from: &Sharding, to: &Sharding| {
         let ends = [from, to].map(|at| ty.placed(at.clone()));
-        let passes = kernels.passes(target, made.index(), 0, [&ends[0], &ends[1]], mesh);
+        let passes: f64 = ends.iter().map(|end| kernels.pass(target, made.index(), 0, end, mesh)).sum();
         travel(target, mesh, ty, from, to) + if from == to { 0.0 } else { passes }
     };
     // Where a value may be kept: anywhere, but partial only where it is made so.
@@ -202,7 +202,7 @@ fn costs_least(mesh: &str, operations: usize, choices: &[u16]) -> Result<(), Tes
     let annotations = Annotations { mesh: graph.mesh.clone(), inputs, ..Annotations::default() };
     for target in targets() {
         let placed = propagate(&graph, &annotations, &target);
-        let (planned, report) = plan(&placed, &target, Aim::Together(Weights::TIME));
+        let Planned { graph: planned, report } = plan(&placed, &target, Aim::Together(Weights::TIME));
         let result = &placed.ty(placed.outputs[0].value).sharding;
         let best = least(&target, &live(&graph), &at, result);
         let found = report.steps.last().unwrap().seconds;
@@ -223,7 +223,7 @@ fn live(graph: &Graph) -> Graph {
 fn stays_what_it_is(graph: &Graph, inputs: &HashMap<InputId, Tensor>) -> Result<(), TestCaseError> {
     let wanted = interpret(graph, inputs, &Options::default()).unwrap();
     for target in targets() {
-        let (planned, report) = plan(graph, &target, Aim::Together(Weights::TIME));
+        let Planned { graph: planned, report } = plan(graph, &target, Aim::Together(Weights::TIME));
         prop_assert_eq!(planned.is_some(), report.taken);
         let Some(planned) = planned else { continue };
         let shown = || format!("{}\nbecame\n{}", text::print(graph), text::print(&planned));
@@ -233,7 +233,7 @@ fn stays_what_it_is(graph: &Graph, inputs: &HashMap<InputId, Tensor>) -> Result<
         prop_assert!(alike, "another value\n{}", shown());
         prop_assert!(program_seconds(&planned, &target) < program_seconds(graph, &target));
         prop_assert_eq!(
-            text::print(&plan(graph, &target, Aim::Together(Weights::TIME)).0.unwrap()),
+            text::print(&plan(graph, &target, Aim::Together(Weights::TIME)).graph.unwrap()),
             text::print(&planned)
         );
     }

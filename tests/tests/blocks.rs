@@ -14,8 +14,11 @@ use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::{Graph, InputId, InputKind, OutputKind, fold, parse, text};
 use tpc_passes::check::check;
 use tpc_passes::denotes::denotes;
-use tpc_passes::egraph::{SearchOptions, SearchReport, improve};
+use tpc_passes::egraph::{SearchOptions, SearchReport};
+use tpc_passes::optimize::{optimize, optimize_short, optimize_whole};
+use tpc_passes::planner::{Aim, PlacementSource, PlannerReport, Weights, seconds};
 use tpc_passes::propagate::propagate;
+use tpc_passes::shorten::Shortened;
 use tpc_passes::styles::parallelize_module;
 use tpc_passes::styles::{PairwiseParallel, Plan};
 use tpc_passes::targets::Target;
@@ -58,8 +61,10 @@ impl Model {
     fn both(&self, plan: &Plan, on: &str) -> (Graph, [(Graph, SearchReport); 2]) {
         let (logical, annotations) = parallelize_module(&self.captured, &mesh(on), plan.clone(), None).unwrap();
         let propagated = propagate(&logical, &annotations, Target::cpu());
-        let both = [true, false]
-            .map(|blocks| improve(&propagated, Target::cpu(), &SearchOptions { blocks, ..SearchOptions::default() }));
+        let both = [true, false].map(|blocks| {
+            let options = SearchOptions { blocks, ..SearchOptions::default() };
+            optimize(&propagated, Target::cpu(), &options, Aim::AsGiven)
+        });
         (logical, both)
     }
 
@@ -70,8 +75,10 @@ impl Model {
         assert_eq!(found, blocks, "{name} under {on}: {once:?}");
         assert_eq!(collectives(&graph), collectives(&whole), "{name} on {on}");
         let paid = |r: &SearchReport| r.rules.iter().map(|(rule, work)| (*rule, work.paid)).collect::<Vec<_>>();
-        assert_eq!((once.before, paid(&once)), (all.before, paid(&all)), "{name} on {on}");
-        assert!((once.after - all.after).abs() <= 1e-12 * all.after, "{} and {} s", once.after, all.after);
+        assert_eq!(paid(&once), paid(&all), "{name} on {on}");
+        for (a, b) in [(once.before, all.before), (once.after, all.after)] {
+            assert!((a - b).abs() <= 1e-12 * b, "{name} on {on}: {a} and {b} s");
+        }
         let (a, b) = (text::print(&graph), text::print(&whole));
         for (a, b) in a.lines().zip(b.lines()).filter(|(a, b)| a != b) {
             // If several readers want a slice, the reason of any of them may be kept, but not a reason of another
@@ -155,6 +162,46 @@ fn gpt2_with_tied_weights_is_searched_once() {
 #[test]
 fn bert_is_searched_once() {
     deep("bert", bert, "bert.encoder.layer");
+}
+
+/// A short program stands for the whole one in everything that the planner counts, and what it finds is the same.
+#[test]
+fn deep_models_are_planned_once() {
+    let weights = [Weights::TIME, Weights { byte: 1e-12, hidden: 0.3 }];
+    let aims = weights.map(Aim::Apart).into_iter().chain([Aim::Together(Weights::TIME), Aim::AsGiven]);
+    let aims: Vec<Aim> = aims.collect();
+    let options = SearchOptions { placements: PlacementSource::Planned { memory: None }, ..SearchOptions::default() };
+    let cpu = Target::cpu();
+    for (name, config, block, (plan_name, on), target) in [
+        ("llama", llama(9), "model.layers", ("tp-ddp", "dp=2,tp=2"), Target::h100_node()),
+        ("gpt2", gpt2(9), "transformer.h", ("tp-sp", "tp=2"), cpu),
+        ("bert", bert(9), "bert.encoder.layer", ("tp", "tp=2"), cpu),
+    ] {
+        let model = Model::language(&config, true);
+        let (logical, annotations) = parallelize_module(&model.captured, &mesh(on), plan(plan_name), None).unwrap();
+        let propagated = propagate(&logical, &annotations, target);
+        let short = Shortened::of(&propagated).unwrap();
+        assert_eq!(short.blocks(), [(block.to_string(), 9)]);
+        for &aim in &aims {
+            let (found, once) = optimize_short(&short, target, &options, aim).unwrap();
+            let (whole, all) = optimize_whole(&propagated, target, &options, aim);
+            let name = format!("{name} {plan_name} on {on}, {}, {aim:?}", target.name);
+            let [once, all] = [once, all].map(|report| report.planner.unwrap());
+            let counted = |report: &PlannerReport| {
+                [Some(report.before), Some(report.after), Some(report.cost), report.bound].map(|x| x.unwrap_or(0.0))
+            };
+            for (a, b) in counted(&once).into_iter().zip(counted(&all)) {
+                assert!((a - b).abs() <= 1e-3 * b, "{name}: {a} and {b}");
+            }
+            let long = short.lengthened(&found, &propagated).unwrap();
+            check(&long).unwrap();
+            denotes(&long, &logical).unwrap();
+            assert_eq!(long.len(), whole.len(), "{name}");
+            assert_eq!(collectives(&long), collectives(&whole), "{name}");
+            let [a, b] = [&long, &whole].map(|graph| seconds(graph, target));
+            assert!((a - b).abs() <= 1e-9 * b, "{name}: {a} and {b} s");
+        }
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use tpc_compiler::error::Error;
 use tpc_compiler::explain::Facts;
 use tpc_compiler::import::{Signature, import_with};
 use tpc_compiler::plans::complete;
-use tpc_compiler::program::{CompileOptions, place};
+use tpc_compiler::program::{CompileOptions, place_for};
 use tpc_compiler::rename::renamed;
 use tpc_ir::program::RankProgram;
 use tpc_ir::quote::cut;
@@ -27,6 +27,7 @@ use tpc_passes::check::{check, stored};
 use tpc_passes::egraph::SearchReport;
 use tpc_passes::lower::{LowerError, LowerOptions, lower, lower_rank, lower_ranks, schedule};
 use tpc_passes::options::{StepOptions, on_captured, on_logical};
+use tpc_passes::planner::Aim;
 use tpc_passes::styles::annotations::{Annotation, Annotations, Constraint};
 use tpc_passes::styles::layout::OnAxes;
 use tpc_passes::styles::{Plan, parallelize_module};
@@ -241,12 +242,15 @@ impl DumpIr {
             (Chosen::Auto, _) => return Err(Failure::new("--placements auto is for a model: the file has placements")),
             _ => plan,
         };
-        let staged = programs.into_iter().map(|program| {
-            let advanced = advance(program, to, (&mesh, &plan), &options)?;
-            advanced.map_err(|error| self.placement.failure(facts.explain(error)))
-        });
         let store = self.store.as_deref().map(files::output).transpose()?;
-        let staged = staged.collect::<Outcome<Vec<Staged>>>()?;
+        let mut staged: Vec<Staged> = Vec::new();
+        // The other programs decide only how large the arenas are.
+        let shown = if self.json || to >= Stage::Scheduled { programs.len() } else { 1 };
+        for program in programs.into_iter().take(shown) {
+            let first = staged.first().and_then(|first| first.report.as_ref()?.planner.as_ref());
+            let advanced = advance(program, to, (&mesh, &plan), &options, first.map(|planner| planner.aim))?;
+            staged.push(advanced.map_err(|error| self.placement.failure(facts.explain(error)))?);
+        }
         let [Staged { graph: first, report, obligations }, others @ ..] = &staged[..] else { return Ok(()) };
         if let Some(store) = store {
             let stored = stored::to_json(first, obligations.as_ref());
@@ -452,13 +456,14 @@ impl From<Graph> for Staged {
     }
 }
 
-/// Takes a program to a stage, at most to the placed one; a failure if the program is past that stage already, an error if it
-/// does not compile.
+/// Takes a program to a stage, at most to the placed one, for what the planner was to do in the program before; a failure if
+/// the program is past that stage already, an error if it does not compile.
 fn advance(
     program: Program,
     to: Stage,
     (mesh, plan): (&Mesh, &Plan),
     options: &CompileOptions,
+    aim: Option<Aim>,
 ) -> Outcome<Result<Staged, Error>> {
     let too_late =
         |stage: &str| Failure::new(format!("the graph in the file is already {stage}: choose a later --stage"));
@@ -486,7 +491,7 @@ fn advance(
     };
     Ok(match to {
         Stage::Annotated => Ok(annotated(&logical, &annotations).into()),
-        _ => place(&logical, &annotations, options).map(|p| Staged {
+        _ => place_for(&logical, &annotations, options, aim).map(|p| Staged {
             graph: p.placed,
             report: Some(p.report),
             obligations: Some(p.obligations),

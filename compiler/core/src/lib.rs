@@ -20,6 +20,7 @@
 //! | what a plan's program costs, by module; where two plans differ | [`summary`] |
 //! | what the compiler made of a program, as data for a page | [`view`] |
 //! | why a value lies where it does, and what the best program without it costs | [`why`] |
+//! | independent work on all cores | `parallel` |
 //! | sending compiled programs to the other processes | `together` |
 //! | model families and their files | [`models`] |
 //! | text generation with a cache of keys and values | [`generate`] |
@@ -39,6 +40,7 @@ pub mod import;
 pub mod memory;
 pub mod models;
 pub mod optimizer;
+mod parallel;
 mod place;
 pub mod plans;
 pub mod pretrained;

@@ -8,9 +8,14 @@
 //!
 //! Planning one axis after the other is fast, and planning all of them together proves how much cheaper other placements
 //! could be. So only the best candidate is planned completely.
+//!
+//! What repeats is placed with few occurrences ([`shorten`](tpc_passes::shorten)). What a candidate takes if memory does not
+//! limit its overlap is extrapolated from short programs, and only a candidate that may be the fastest by that is made as long
+//! as the model and simulated. Only the one that is chosen is proven.
 
 use crate::budget::{BudgetError, Taken, within};
 use crate::error::Error;
+use crate::parallel::in_parallel;
 use crate::program::CompileOptions;
 use std::collections::HashSet;
 use tpc_ir::size::addressable;
@@ -19,14 +24,18 @@ use tpc_passes::check::check;
 use tpc_passes::check::obligations::Obligations;
 use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::SearchReport;
-use tpc_passes::lower::{lower_rank, schedule};
-use tpc_passes::optimize::optimize;
+use tpc_passes::lower::{LowerOptions, lower_rank, schedule};
+use tpc_passes::optimize::{optimize_short, optimize_whole};
 use tpc_passes::options::accumulate::running_sums;
 use tpc_passes::planner::{Aim, PlacementSource, Weights};
 use tpc_passes::propagate::propagate;
 use tpc_passes::reshard::reshard_after_forward;
+use tpc_passes::shorten::Shortened;
 use tpc_passes::simulate::simulate;
 use tpc_passes::styles::Annotations;
+
+/// By what share overlap may enlarge an arena where memory does not limit it. No arena grows that much.
+const UNLIMITED: f64 = 1e3;
 
 /// A program whose values all have placements.
 pub struct Placed {
@@ -40,16 +49,32 @@ pub struct Placed {
     pub report: SearchReport,
 }
 
-/// Places every value of a logical program and optimizes its collectives for a target, checking each resulting program.
+/// Places every value of a logical program and optimizes its collectives for a target, and proves the resulting program.
 ///
 /// # Errors
 /// A program that fails its check, which is a bug of the compiler; a program whose sizes overflow; no program that fits into
 /// the memory of a rank.
 pub fn place(logical: &Graph, annotations: &Annotations, options: &CompileOptions) -> Result<Placed, Error> {
+    place_for(logical, annotations, options, None)
+}
+
+/// [`place`], for what the planner was to do in another program of the same session, if there is one.
+///
+/// # Errors
+/// As [`place`].
+pub fn place_for(
+    logical: &Graph,
+    annotations: &Annotations,
+    options: &CompileOptions,
+    aim: Option<Aim>,
+) -> Result<Placed, Error> {
     let start = Start::of(logical, annotations, options)?;
     match options.search.placements {
-        PlacementSource::Planned { memory } if annotations.mesh.ranks() > 1 => place_planned(&start, memory),
-        _ => place_for(&start, Aim::AsGiven),
+        PlacementSource::Planned { memory } if annotations.mesh.ranks() > 1 => place_planned(&start, memory, aim),
+        _ => {
+            let given = improved(&start, Aim::AsGiven);
+            finished(&start, given)
+        }
     }
 }
 
@@ -60,6 +85,8 @@ pub(crate) struct Start<'a> {
     options: &'a CompileOptions,
     /// The program with the initial placements, which is checked.
     pub(crate) propagated: Graph,
+    /// The same with few occurrences of what repeats.
+    short: Option<Shortened>,
 }
 
 impl<'a> Start<'a> {
@@ -75,7 +102,8 @@ impl<'a> Start<'a> {
         addressable(logical)?;
         let propagated = propagate(logical, annotations, &options.target);
         check(&propagated)?;
-        Ok(Start { logical, annotations, options, propagated })
+        let short = options.search.blocks.then(|| Shortened::of(&propagated)).flatten();
+        Ok(Start { logical, annotations, options, propagated, short })
     }
 }
 
@@ -85,96 +113,225 @@ pub(crate) fn shares(options: &CompileOptions) -> &'static [f64] {
     if overlaps { &[1.0, 0.3, 0.05] } else { &[1.0] }
 }
 
-/// A program for an aim of the planner, and what it takes on the first rank.
+/// A program for an aim of the planner, optimized but not proven.
+pub(crate) struct Candidate {
+    aim: Aim,
+    form: Form,
+    graph: Graph,
+    report: SearchReport,
+    /// What it takes on the first rank, once it was measured.
+    taken: Option<Taken>,
+}
+
+/// How a candidate was made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// It is short.
+    Short,
+    /// It was short, and its occurrences were repeated.
+    Repeated,
+    /// It was optimized as a whole.
+    Whole,
+}
+
+/// The program for an aim of the planner, short if the program to begin with is.
+fn improved(start: &Start<'_>, aim: Aim) -> Candidate {
+    let CompileOptions { target, search, .. } = start.options;
+    let short = start.short.as_ref().and_then(|short| optimize_short(short, target, search, aim));
+    match short {
+        Some((graph, report)) => Candidate::new(aim, Form::Short, graph, report),
+        None => improved_whole(start, aim),
+    }
+}
+
+fn improved_whole(start: &Start<'_>, aim: Aim) -> Candidate {
+    let CompileOptions { target, search, .. } = start.options;
+    let (graph, report) = optimize_whole(&start.propagated, target, search, aim);
+    Candidate::new(aim, Form::Whole, graph, report)
+}
+
+impl Candidate {
+    fn new(aim: Aim, form: Form, mut graph: Graph, report: SearchReport) -> Candidate {
+        // Where memory has a price, a parameter that the planner does not keep gathered is gathered for each part of the step.
+        if let Some(planner) = report.planner.as_ref().filter(|_| aim.prices_memory()) {
+            graph = reshard_after_forward(&graph, &planner.regathered.iter().collect());
+        }
+        Candidate { aim, form, graph, report, taken: None }
+    }
+
+    /// The candidate as long as the model.
+    fn repeated(mut self, start: &Start<'_>) -> Candidate {
+        let Some(short) = start.short.as_ref().filter(|_| self.form == Form::Short) else { return self };
+        match short.lengthened(&self.graph, &start.propagated) {
+            Some(graph) => (self.form, self.graph) = (Form::Repeated, graph),
+            // What repeats may be placed in a way that does not; then the whole program is placed.
+            None => self = improved_whole(start, self.aim),
+        }
+        self
+    }
+
+    /// What the candidate takes on the first rank, which is measured once.
+    ///
+    /// # Errors
+    /// A program that fails the check of its lowering.
+    pub(crate) fn measured(mut self, start: &Start<'_>) -> Result<(Candidate, Taken), Error> {
+        if let Some(taken) = self.taken {
+            return Ok((self, taken));
+        }
+        self = self.repeated(start);
+        let taken = taken(start, &of_step(start, &self.graph), &start.options.lower)?;
+        self.taken = Some(taken);
+        Ok((self, taken))
+    }
+}
+
+/// A program for an aim of the planner, and the seconds that it takes on the first rank if memory does not limit overlap.
+///
+/// # Errors
+/// A program that fails the check of its lowering.
+pub(crate) fn candidate(start: &Start<'_>, aim: Aim) -> Result<(Candidate, f64), Error> {
+    let candidate = improved(start, aim);
+    if let Some(short) = start.short.as_ref().filter(|_| candidate.form == Form::Short) {
+        let lower = LowerOptions { memory_growth: UNLIMITED, ..start.options.lower.clone() };
+        let seconds = |graph: &Graph| taken(start, graph, &lower).map(|taken| taken.seconds);
+        if let Some(seconds) = short.extrapolated(&of_step(start, &candidate.graph), seconds)? {
+            return Ok((candidate, seconds));
+        }
+    }
+    let (candidate, taken) = candidate.measured(start)?;
+    Ok((candidate, taken.seconds))
+}
+
+/// What the first rank takes for a placed program.
+fn taken(start: &Start<'_>, graph: &Graph, lower: &LowerOptions) -> Result<Taken, Error> {
+    let target = &start.options.target;
+    let program = lower_rank(graph, &schedule(graph, target, lower), 0)?;
+    Ok(Taken { bytes: program.arena_bytes, seconds: simulate(&program, target).seconds })
+}
+
+/// An optimized program with what a step of several micro-batches adds up, and with the parameters gathered twice that the
+/// plan says.
+fn of_step(start: &Start<'_>, optimized: &Graph) -> Graph {
+    let gathered: HashSet<&InputId> = start.annotations.gathered.keys().collect();
+    match start.options.step.micro_batches > 1 {
+        true => reshard_after_forward(&running_sums(optimized), &gathered),
+        false => reshard_after_forward(optimized, &gathered),
+    }
+}
+
+/// A candidate as long as the model, with both proofs and what the plan obliges it to.
 ///
 /// # Errors
 /// A program that fails its check.
-pub(crate) fn candidate(start: &Start<'_>, aim: Aim) -> Result<(Placed, Taken), Error> {
-    let options = start.options;
-    let placed = place_for(start, aim)?;
-    let schedule = schedule(&placed.placed, &options.target, &options.lower);
-    let program = lower_rank(&placed.placed, &schedule, 0)?;
-    let seconds = simulate(&program, &options.target).seconds;
-    Ok((placed, Taken { bytes: program.arena_bytes, seconds }))
+fn finished(start: &Start<'_>, candidate: Candidate) -> Result<Placed, Error> {
+    let Candidate { aim, form, graph, report, .. } = candidate.repeated(start);
+    match proven(start, &graph, report) {
+        Err(_) if form == Form::Repeated => finished(start, improved_whole(start, aim)),
+        placed => placed,
+    }
 }
 
-/// Of what `find` finds for each of some weights, and of what `last` adds to these, the one that takes the least time and
-/// fits into `memory`, and what it takes. Of equally fast ones, what `find` finds for the first weights is taken.
-///
-/// # Errors
-/// None fits; the errors of `find`.
-pub(crate) fn fastest<P>(
-    options: &CompileOptions,
-    memory: Option<usize>,
-    find: impl Fn(Weights) -> Result<(P, Taken), Error>,
-    last: impl FnOnce(&[(P, Taken)]) -> Result<Option<(P, Taken)>, Error>,
-) -> Result<(P, Taken), Error> {
-    let limit = memory.unwrap_or(usize::MAX);
-    let mut least = usize::MAX;
-    let mut found: Vec<(P, Taken)> = Vec::new();
-    for &hidden in shares(options) {
-        match within(limit, |byte| find(Weights { byte, hidden })) {
-            Ok(one) => found.push(one),
-            Err(Error::Budget(error)) => least = least.min(error.least),
-            Err(error) => return Err(error),
-        }
-    }
-    let last = last(&found)?;
-    least = last.iter().fold(least, |least, (_, taken)| least.min(taken.bytes));
-    found.extend(last);
-    let fits = found.into_iter().filter(|(_, taken)| taken.bytes <= limit);
-    let best = fits.min_by(|(_, a), (_, b)| a.seconds.total_cmp(&b.seconds));
-    best.ok_or_else(|| BudgetError { limit, least }.into())
-}
-
-fn place_planned(start: &Start<'_>, memory: Option<usize>) -> Result<Placed, Error> {
-    let find = |aim| candidate(start, aim).map(|(placed, taken)| ((placed, aim), taken));
-    let mut given = None;
-    let last = |found: &[((Placed, Aim), Taken)]| {
-        // Even if other work hid as much as it could, the placements of the plan would take at least half of their time.
-        let is_slower = |((placed, _), _): &((Placed, Aim), Taken)| {
-            placed.report.planner.as_ref().is_some_and(|report| report.before > 2.0 * report.after)
-        };
-        if found.iter().any(is_slower) {
-            return Ok(None);
-        }
-        let (candidate, taken) = find(Aim::AsGiven)?;
-        given = Some(taken.seconds);
-        Ok(Some((candidate, taken)))
-    };
-    let ((best, aim), taken) = fastest(start.options, memory, |weights| find(Aim::Apart(weights)), last)?;
-    let weights = match aim {
-        Aim::Apart(weights) => weights,
-        _ => Weights::TIME,
-    };
-    let (complete, takes) = candidate(start, Aim::Together(weights))?;
-    let bound = complete.report.planner.as_ref().and_then(|report| report.bound);
-    let is_better = memory.is_none_or(|limit| takes.bytes <= limit) && takes.seconds <= taken.seconds;
-    let (mut placed, taken) = if is_better { (complete, takes) } else { (best, taken) };
-    if let Some(report) = &mut placed.report.planner {
-        report.bound = bound;
-        report.simulated = given.map(|given| [given, taken.seconds]);
-    }
-    Ok(placed)
-}
-
-/// Places a program for one aim of the planner.
-fn place_for(start: &Start<'_>, aim: Aim) -> Result<Placed, Error> {
-    let Start { logical, annotations, options, propagated } = start;
-    let CompileOptions { target, search, step, .. } = options;
-    let (mut optimized, report) = optimize(propagated, target, search, aim);
-    if step.micro_batches > 1 {
-        optimized = running_sums(&optimized);
-    }
-    check(&optimized)?;
-    // Where memory has a price, a parameter that the planner does not keep gathered is gathered for each part of the step.
-    let regathered = report.planner.iter().filter(|_| aim.prices_memory()).flat_map(|planner| &planner.regathered);
-    let gathered: HashSet<&InputId> = annotations.gathered.keys().chain(regathered).collect();
-    let placed = reshard_after_forward(&optimized, &gathered);
+fn proven(start: &Start<'_>, optimized: &Graph, report: SearchReport) -> Result<Placed, Error> {
+    let Start { logical, annotations, propagated, .. } = start;
+    let placed = of_step(start, optimized);
     check(&placed)?;
     let same = denotes(&placed, logical)?;
     let obligations = Obligations::of(logical, annotations).with_values(&placed, logical, annotations, &same);
     obligations.check(&placed)?;
     addressable(&placed)?;
     Ok(Placed { propagated: propagated.clone(), placed, obligations, report })
+}
+
+/// Of what `find` finds for each of some weights, and of what `last` adds to these, the one that takes the least time and
+/// fits into `memory`, and what it takes. All come with seconds that they take at least, which say which of them need to be
+/// measured. Of equally fast ones, what `find` finds for the first weights is taken.
+///
+/// # Errors
+/// None fits; the errors of the functions.
+pub(crate) fn fastest<P: Send>(
+    options: &CompileOptions,
+    memory: Option<usize>,
+    find: impl Fn(Weights) -> Result<(P, f64), Error> + Sync,
+    last: impl FnOnce(&[(P, f64)]) -> Result<Option<(P, f64)>, Error>,
+    measure: impl Fn(P) -> Result<(P, Taken), Error> + Sync,
+) -> Result<(P, Taken), Error> {
+    let limit = memory.unwrap_or(usize::MAX);
+    let mut least = usize::MAX;
+    let of_weights = |&hidden: &f64| match memory {
+        None => find(Weights { byte: 0.0, hidden }),
+        Some(limit) => {
+            let found = within(limit, |byte| measure(find(Weights { byte, hidden })?.0))?;
+            Ok((found.0, found.1.seconds))
+        }
+    };
+    let mut found: Vec<(P, f64)> = Vec::new();
+    for one in in_parallel(shares(options), of_weights) {
+        match one {
+            Ok(one) => found.push(one),
+            Err(Error::Budget(error)) => least = least.min(error.least),
+            Err(error) => return Err(error),
+        }
+    }
+    let last = last(&found)?;
+    found.extend(last);
+    // The sort is stable.
+    found.sort_by(|(_, a), (_, b)| a.total_cmp(b));
+    let mut best: Option<(P, Taken)> = None;
+    for (one, seconds) in found {
+        if best.as_ref().is_some_and(|(_, best)| best.seconds <= seconds) {
+            break;
+        }
+        let (one, taken) = measure(one)?;
+        least = least.min(taken.bytes);
+        if taken.bytes <= limit && best.as_ref().is_none_or(|(_, best)| taken.seconds < best.seconds) {
+            best = Some((one, taken));
+        }
+    }
+    best.ok_or_else(|| BudgetError { limit, least }.into())
+}
+
+/// The best candidate. If there is an aim, and its program fits into `memory`, that is the best, and it is not asked how much
+/// cheaper others could be.
+///
+/// # Errors
+/// No candidate fits; a program that fails its check.
+fn place_planned(start: &Start<'_>, memory: Option<usize>, aim: Option<Aim>) -> Result<Placed, Error> {
+    let fits = |taken: Taken| memory.is_none_or(|limit| taken.bytes <= limit);
+    let measured = |candidate: Candidate| candidate.measured(start);
+    if let Some(aim) = aim {
+        let (candidate, taken) = measured(improved(start, aim))?;
+        if fits(taken) {
+            return finished(start, candidate);
+        }
+    }
+    let mut given = None;
+    let last = |found: &[(Candidate, f64)]| {
+        // Even if other work hid as much as it could, the placements of the plan would take at least half of their time.
+        let is_slower = |(candidate, _): &(Candidate, f64)| {
+            candidate.report.planner.as_ref().is_some_and(|report| report.before > 2.0 * report.after)
+        };
+        if found.iter().any(is_slower) {
+            return Ok(None);
+        }
+        let (candidate, taken) = measured(improved(start, Aim::AsGiven))?;
+        given = Some(taken.seconds);
+        Ok(Some((candidate, taken.seconds)))
+    };
+    let find = |weights| candidate(start, Aim::Apart(weights));
+    let (mut best, mut taken) = fastest(start.options, memory, find, last, measured)?;
+    let weights = if let Aim::Apart(weights) = best.aim { weights } else { Weights::TIME };
+    let (complete, seconds) = candidate(start, Aim::Together(weights))?;
+    let bound = complete.report.planner.as_ref().and_then(|report| report.bound);
+    if seconds <= taken.seconds {
+        let (complete, takes) = measured(complete)?;
+        if fits(takes) && takes.seconds <= taken.seconds {
+            (best, taken) = (complete, takes);
+        }
+    }
+    let mut placed = finished(start, best)?;
+    if let Some(report) = &mut placed.report.planner {
+        report.bound = bound;
+        report.simulated = given.map(|given| [given, taken.seconds]);
+    }
+    Ok(placed)
 }

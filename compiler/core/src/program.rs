@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::explain::Facts;
 use crate::feed::{check_memory, feed, seed_bytes, write_seed};
 use crate::import::{Imported, Signature, import_with, step_scalar};
-pub use crate::place::{Placed, place};
+pub use crate::place::{Placed, place, place_for};
 use crate::rename::{Rename, renamed};
 use crate::shared_session::{SessionPlacements, SharedSession, parallelize_like};
 use crate::target;
@@ -184,7 +184,7 @@ pub(crate) fn plan_graph(
     session: &SharedSession<'_>,
 ) -> Result<Planned, Error> {
     let Prepared { captured, logical, annotations } = prepare(captured, mesh, plan, options, session)?;
-    let placed = place(&logical, &annotations, options)?;
+    let placed = place_for(&logical, &annotations, options, session.aim)?;
     Ok(Planned { captured, logical, annotations, placed })
 }
 
@@ -276,9 +276,13 @@ pub fn compile_training(
     let first_import = import_with(&first, &signature)?;
     let constants = steady_import.constants.clone();
     let facts = Facts::of(&capture.steady, rename);
-    let compile = |graph| compile_graph(graph, mesh, plan, options).map_err(|e| facts.explain(e));
-    let mut steady_stages = compile(steady_import.graph)?;
-    let mut first_stages = compile(first_import.graph)?;
+    let compile = |graph, aim| {
+        let session = SharedSession { aim, ..SharedSession::default() };
+        compile_graph_in(graph, mesh, plan, options, &session).map_err(|e| facts.explain(e))
+    };
+    let mut steady_stages = compile(steady_import.graph, None)?;
+    let aim = steady_stages.report.planner.as_ref().map(|planner| planner.aim);
+    let mut first_stages = compile(first_import.graph, aim)?;
     for (a, b) in first_stages.ranks.iter_mut().zip(&mut steady_stages.ranks) {
         let bytes = a.arena_bytes.max(b.arena_bytes);
         (a.arena_bytes, b.arena_bytes) = (bytes, bytes);
@@ -385,7 +389,7 @@ pub fn compile_training_together(
                 let (placements, constants) =
                     (SessionPlacements::of(&program.steady.placed), program.constants.clone());
                 let programs = vec![&program.first.ranks[..], &program.steady.ranks];
-                let session = SharedSession { placements: Some(&placements), constants, programs };
+                let session = SharedSession { placements: Some(&placements), constants, programs, aim: None };
                 Some(compile_inference_in(captured, mesh, plan, options, rename, &session)?)
             }
             None => None,

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use tpc_ir::program::RankProgram;
 use tpc_ir::reason::Demand;
 use tpc_ir::{Graph, InputId, InputKind, Mesh, Type};
+use tpc_passes::planner::Aim;
 use tpc_passes::styles::annotations::{Annotation, Annotations};
 use tpc_passes::styles::{Plan, StyleError, parallelize_module};
 use tpc_runtime::{LaunchOptions, ProgramId, Session};
@@ -26,6 +27,8 @@ pub(crate) struct SharedSession<'a> {
     pub(crate) constants: HashMap<String, TensorData>,
     /// The rank programs of each.
     pub(crate) programs: Vec<&'a [RankProgram]>,
+    /// What the planner was to do in one of them.
+    pub(crate) aim: Option<Aim>,
 }
 
 /// The placements of a program's parameters and states.

@@ -4,8 +4,8 @@
 //! type of a class, with placement, is analysis data; merging two classes of different type is a bug of a rule, which the
 //! analysis reports at once. The rules are the equalities in [`rules`], and each takes its condition from the factor
 //! table. [`mod@extract`] picks one term per class so that the whole graph costs least. The input program is always a
-//! candidate, so the result is never worse. A program that repeats is searched with few occurrences and made longer
-//! again (`blocks.rs`).
+//! candidate, so the result is never worse. A program that repeats is searched
+//! with few occurrences ([`shorten`](crate::shorten)).
 //!
 //! The cost of a collective depends on its *company* ([`Company`](crate::cost::Company)): the reductions of gradients
 //! begin together in buckets, so each of them costs its bytes and a launch, but not the latency of its link. The operand
@@ -16,7 +16,6 @@
 //! tp sum %9`, `%13 = add %10, %11, %12`.
 //! After: `%10 = add %7, %8, %9`, `%11 = all_reduce tp sum %10  why: … rule 7`.
 
-mod blocks;
 pub mod extract;
 mod heads;
 mod limits;
@@ -29,8 +28,9 @@ mod stop;
 pub mod term;
 mod to_graph;
 
-use crate::cost::{Gradients, Role, graph_seconds, seconds_in};
+use crate::cost::{Gradients, Role, graph_seconds_counted, seconds_in};
 use crate::reasons::explain;
+use crate::shorten::Extent;
 use crate::targets::Target;
 use egg::{EGraph, Id};
 use extract::extract;
@@ -56,36 +56,51 @@ struct Found {
     stop: Stop,
     extraction: Extraction,
     rules: BTreeMap<RuleId, RuleWork>,
-    blocks: Vec<(String, usize)>,
 }
 
 /// Improves a placed graph for a target: never to one that costs more there.
 pub fn improve(graph: &Graph, target: &Target, options: &SearchOptions) -> (Graph, SearchReport) {
+    improve_as(graph, Extent::Whole, target, options).expect("a whole program stands for itself")
+}
+
+/// [`improve`] for a program that may stand for a longer one. `None` if the improved graph does not repeat as the graph does.
+pub fn improve_as(
+    graph: &Graph,
+    extent: Extent,
+    target: &Target,
+    options: &SearchOptions,
+) -> Option<(Graph, SearchReport)> {
     let mut found = search(graph, target, options);
     explain(&mut found.graph);
-    let (before, after) = (graph_seconds(target, graph), graph_seconds(target, &found.graph));
-    let Found { work, bounds, stop, extraction, rules, blocks, .. } = found;
-    let mut report =
-        SearchReport { before, after, declined: None, work, bounds, stop, extraction, rules, blocks, planner: None };
+    let times = extent.times(&found.graph)?;
+    let before = graph_seconds_counted(target, graph, &extent.times(graph)?);
+    let after = graph_seconds_counted(target, &found.graph, &times);
+    let Found { work, bounds, stop, extraction, rules, .. } = found;
+    let mut report = SearchReport {
+        before,
+        after,
+        declined: None,
+        work,
+        bounds,
+        stop,
+        extraction,
+        rules,
+        blocks: Vec::new(),
+        planner: None,
+    };
     if after > before {
         // Extraction adds up the gain of each move and guesses which collectives will share a bucket. The guess may be
         // wrong, so the cost of the whole program decides.
         (report.after, report.declined) = (before, Some(after));
-        return (graph.clone().with_regions(Vec::new()), report);
+        return Some((graph.clone().with_regions(Vec::new()), report));
     }
-    for rule in found.due.into_iter().flatten() {
-        report.rules.entry(rule).or_default().paid += 1;
+    for (rule, times) in found.due.into_iter().zip(times).filter_map(|(rule, times)| Some((rule?, times))) {
+        report.rules.entry(rule).or_default().paid += times as usize;
     }
-    (found.graph, report)
+    Some((found.graph, report))
 }
 
-/// Searches what repeats once, or everything if nothing does.
 fn search(graph: &Graph, target: &Target, options: &SearchOptions) -> Found {
-    let once = if options.blocks { blocks::search(graph, target, options) } else { None };
-    once.unwrap_or_else(|| whole(graph, target, options))
-}
-
-fn whole(graph: &Graph, target: &Target, options: &SearchOptions) -> Found {
     let Saturated { egraph, class_of, first, mut work, bounds, stop, rules } = saturate(graph, target, options);
     let roots: Vec<Id> = graph.outputs.iter().map(|o| class_of[&o.value]).collect();
     let gradients = Gradients::of(graph);
@@ -110,7 +125,7 @@ fn whole(graph: &Graph, target: &Target, options: &SearchOptions) -> Found {
     (work.moves, work.crowded) = (solution.moves, solution.crowded);
     let (mut graph, due) = to_graph(graph, &egraph, &solution.order, &class_of);
     explain(&mut graph);
-    Found { graph, due, work, bounds, stop, extraction: solution.end, rules, blocks: Vec::new() }
+    Found { graph, due, work, bounds, stop, extraction: solution.end, rules }
 }
 
 /// If links differ, rule 25 may split a gradient's reduction. Adds the inner reductions over the slow axes to `classes`

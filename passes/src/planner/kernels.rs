@@ -7,7 +7,7 @@
 //!
 //! Which operations run together is asked of lowering itself ([`lower::group`](crate::lower::group)), for the program
 //! without redistributions. A redistribution within a kernel splits it in two, so it costs two more passes
-//! ([`Kernels::passes`]).
+//! ([`Kernels::pass`]).
 //!
 //! Before: `%5 = mul %m, 0.9`, `%6 = mul %g, 0.1`, `%7 = add %5, %6`, three passes.
 //! After: `%5` reads `%m` and begins the kernel, `%6` reads `%g`, and `%7` writes its result.
@@ -106,14 +106,14 @@ impl Kernels {
         launch + (products / rate).max(bytes / device.memory)
     }
 
-    /// The seconds that a redistribution of a result of a node adds to its kernels, where `ends` are the types before and
-    /// after: a value that the kernel does not have in memory is written there and read.
-    pub fn passes(&self, target: &Target, node: usize, result: usize, ends: [&Type; 2], mesh: &Mesh) -> f64 {
+    /// The seconds that a redistribution of a result of a node adds to its kernels at one of its ends, where the result has this
+    /// type: a value that the kernel does not have in memory is written there before, and read after.
+    pub fn pass(&self, target: &Target, node: usize, result: usize, end: &Type, mesh: &Mesh) -> f64 {
         let inside = |share: &Share| !share.writes.contains(&result);
         if !self.shares[node].as_ref().is_some_and(inside) {
             return 0.0;
         }
-        ends.into_iter().map(|ty| ty.max_local_bytes(mesh) as f64).sum::<f64>() / target.device.memory
+        end.max_local_bytes(mesh) as f64 / target.device.memory
     }
 }
 

@@ -96,11 +96,13 @@ pub struct Logical<'a> {
     pub outputs: Vec<ValueId>,
     /// The operation that makes each value, and which of its results the value is.
     pub makers: Vec<(OperationId, usize)>,
+    /// For every node of the placed graph, how often it counts.
+    times: Vec<f64>,
 }
 
 impl<'a> Logical<'a> {
-    /// What a placed graph computes.
-    pub fn of(graph: &'a Graph) -> Self {
+    /// What a placed graph computes, whose nodes count so many times.
+    pub fn of(graph: &'a Graph, times: Vec<f64>) -> Self {
         let live = live(graph);
         let mut values: Vec<LogicalValue> = Vec::new();
         let mut logical = Logical {
@@ -110,6 +112,7 @@ impl<'a> Logical<'a> {
             values: Vec::new(),
             outputs: Vec::new(),
             makers: Vec::new(),
+            times,
         };
         let mut of: FxHashMap<Value, ValueId> = FxHashMap::default();
         for node in graph.nodes().filter(|n| live[n.index()]) {
@@ -205,6 +208,11 @@ impl<'a> Logical<'a> {
     /// The types of values.
     pub fn types(&self, values: &[ValueId]) -> Vec<&'a Type> {
         values.iter().map(|&v| self.ty(v)).collect()
+    }
+
+    /// How often an operation of the placed graph counts.
+    pub fn times(&self, node: NodeIndex) -> f64 {
+        self.times[node.index()]
     }
 
     /// Whether an operation makes a constant, which its readers make themselves.

@@ -34,6 +34,7 @@ mod without;
 use crate::check::check;
 use crate::denotes::denotes;
 use crate::reasons::explain;
+use crate::shorten::Extent;
 use crate::targets::Target;
 use costs::Costs;
 pub use costs::Weights;
@@ -64,9 +65,10 @@ pub enum PlacementSource {
 }
 
 /// What the planner is to do.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Aim {
     /// Every value stays where it is; only layers that repeat become alike.
+    #[default]
     AsGiven,
     /// The placements that cost least, found for one axis after the other.
     Apart(Weights),
@@ -90,8 +92,11 @@ const SETTLED: f64 = 1e-6;
 /// Most axes that are planned together, since the number of states is a power of it.
 const TOGETHER: usize = 2;
 
-/// One axis alone.
-const ALONE: Effort = Effort { rounds: 16, gap: 1e-6 };
+/// The only axis.
+const ONLY: Effort = Effort { rounds: 16, gap: 1e-6 };
+
+/// One axis after another.
+const ALONE: Effort = Effort { rounds: 16, gap: 1e-4 };
 
 /// All axes together.
 const COMPLETE: Effort = Effort { rounds: 16, gap: 1e-3 };
@@ -124,6 +129,8 @@ impl AxesReport {
 /// What the planner did. Its seconds are those of the cost model, nothing overlapped.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PlannerReport {
+    /// What it was to do.
+    pub aim: Aim,
     /// Predicted seconds of the program before.
     pub before: f64,
     /// Predicted seconds after.
@@ -151,29 +158,43 @@ impl PlannerReport {
     }
 }
 
-/// Plans a placed graph for a target. The result is none if the planner finds nothing that costs less than the graph, or
-/// if one of the proofs ([`check`], [`denotes`]) does not hold of what it finds.
-pub fn plan(graph: &Graph, target: &Target, aim: Aim) -> (Option<Graph>, PlannerReport) {
+/// What the planner made of a placed graph.
+#[derive(Debug)]
+pub struct Planned {
+    /// The planned graph; none if the planner finds nothing that costs less than the graph that came in, or if one of the
+    /// proofs ([`check`], [`denotes`]) does not hold of what it finds.
+    pub graph: Option<Graph>,
+    /// What it did.
+    pub report: PlannerReport,
+}
+
+/// Plans a placed graph for a target.
+pub fn plan(graph: &Graph, target: &Target, aim: Aim) -> Planned {
+    plan_as(graph, Extent::Whole, target, aim).expect("a whole program stands for itself")
+}
+
+/// [`plan`] for a program that may stand for a longer one. `None` if the planned graph does not repeat as the graph does.
+pub fn plan_as(graph: &Graph, extent: Extent, target: &Target, aim: Aim) -> Option<Planned> {
     let (weights, rounds) = match aim {
         Aim::AsGiven => (Weights::TIME, 0),
         Aim::Apart(weights) | Aim::Together(weights) => (weights, ROUNDS),
     };
-    let logical = Logical::of(graph);
+    let logical = Logical::of(graph, extent.times(graph)?);
     let costs = Costs::new(target, &logical, weights, Bans::default());
     let before = costs.program();
-    let mut report = PlannerReport { before, after: before, cost: before, ..PlannerReport::default() };
+    let mut report = PlannerReport { aim, before, after: before, cost: before, ..PlannerReport::default() };
     let choice = chosen(&logical, &costs, rounds, matches!(aim, Aim::Together(_)), &mut report);
     if let Some(mut planned) = emit(&logical, &choice) {
         explain(&mut planned);
-        let after = seconds(&planned, target);
+        let after = seconds_counted(&planned, extent.times(&planned)?, target);
         let may_cost_more = aim == Aim::AsGiven || weights != Weights::TIME;
         if (after < before || may_cost_more) && check(&planned).is_ok() && denotes(&planned, graph).is_ok() {
             (report.after, report.taken) = (after, aim != Aim::AsGiven);
             report.regathered = regathered(&logical, &choice);
-            return (Some(planned), report);
+            return Some(Planned { graph: Some(planned), report });
         }
     }
-    (None, report)
+    Some(Planned { graph: None, report })
 }
 
 /// Where the free inputs of a placed graph are best stored, with everything else placed for that; the others stay where they
@@ -184,7 +205,7 @@ pub fn storage(
     weights: Weights,
     free: &HashSet<InputId>,
 ) -> HashMap<InputId, Sharding> {
-    let mut logical = Logical::of(graph);
+    let mut logical = Logical::of(graph, vec![1.0; graph.len()]);
     logical.set_free(free);
     let costs = Costs::new(target, &logical, weights, Bans::default());
     let choice = chosen(&logical, &costs, ROUNDS, true, &mut PlannerReport::default());
@@ -210,14 +231,22 @@ fn chosen(logical: &Logical, costs: &Costs, rounds: usize, together: bool, repor
         report.steps.push(AxesReport { axes: axes.to_vec(), variables, states, seconds: cost, bound });
         cost
     };
-    // One axis after the other is fast and comes near; planning them together then changes little.
+    // One axis after the other is fast and comes near; planning them together then changes little. Once every other axis was
+    // planned without a gain, an axis would be planned for what it was planned for before.
     let mut last = f64::INFINITY;
-    for _ in 0..rounds {
-        let now = axes.iter().map(|&axis| step(&[axis], ALONE)).last().unwrap_or_default();
-        if axes.len() < 2 || now >= last * (1.0 - SETTLED) {
+    let mut unchanged = 0;
+    'rounds: for round in 0..rounds {
+        for &axis in &axes {
+            let now = step(&[axis], if axes.len() == 1 { ONLY } else { ALONE });
+            unchanged = if round > 0 && now >= last * (1.0 - SETTLED) { unchanged + 1 } else { 0 };
+            last = now;
+            if unchanged + 1 >= axes.len() && round > 0 {
+                break 'rounds;
+            }
+        }
+        if axes.len() < 2 {
             break;
         }
-        last = now;
     }
     let effort = if axes.len() <= TOGETHER { COMPLETE } else { PAIR };
     for (i, &major) in axes.iter().enumerate().filter(|_| together) {
@@ -235,7 +264,12 @@ fn chosen(logical: &Logical, costs: &Costs, rounds: usize, together: bool, repor
 /// The predicted seconds of a placed program on its slowest rank: every kernel passes through memory once, and nothing
 /// overlaps.
 pub fn seconds(graph: &Graph, target: &Target) -> f64 {
-    let logical = Logical::of(graph);
+    seconds_counted(graph, vec![1.0; graph.len()], target)
+}
+
+/// [`seconds`] of a program each node of which counts so many times.
+pub(crate) fn seconds_counted(graph: &Graph, times: Vec<f64>, target: &Target) -> f64 {
+    let logical = Logical::of(graph, times);
     Costs::new(target, &logical, Weights::TIME, Bans::default()).program()
 }
 

@@ -104,19 +104,20 @@ impl Space {
             let maker = logical.graph.node(value.source.node);
             let stored = matches!(maker.op, Op::Input { .. }).then_some(&maker.types[0].sharding);
             let stored = stored.filter(|_| !value.free);
+            let times = logical.times(value.source.node);
             for (cost, at) in unary.iter_mut().zip(states) {
-                *cost += stored.map_or(0.0, |stored| costs.at_end(like, stored, at, value.role));
+                *cost += times * stored.map_or(0.0, |stored| costs.at_end(like, stored, at, value.role));
                 if value.free || value.saved && stored != Some(at) {
-                    *cost += costs.saved(&ty.placed(at.clone()));
+                    *cost += times * costs.saved(&ty.placed(at.clone()));
                 }
-                *cost += value.outputs.iter().map(|goal| costs.output(like, at, goal, value.role)).sum::<f64>();
+                *cost += times * value.outputs.iter().map(|goal| costs.output(like, at, goal, value.role)).sum::<f64>();
             }
         }
     }
 
     fn add_operations(&mut self, logical: &Logical, options: Vec<Vec<(Strategy, Placed)>>, costs: &Costs) {
         let mut counts = vec![0.0; logical.operations.len()];
-        logical.operations.iter().for_each(|operation| counts[operation.like] += 1.0);
+        logical.operations.iter().for_each(|operation| counts[operation.like] += logical.times(operation.node));
         for ((o, operation), options) in logical.operations.iter().enumerate().zip(options) {
             if options.is_empty() {
                 continue;
@@ -151,7 +152,7 @@ impl Space {
                     counts.push((key, 0.0));
                     counts.len() - 1
                 });
-                counts[at].1 += 1.0;
+                counts[at].1 += logical.times(operation.node);
             }
         }
         for (v, value) in logical.values.iter().enumerate() {
@@ -160,8 +161,11 @@ impl Space {
                 let (Some((next, from)), Some((now, to))) = (self.values.get(&like), self.values.get(&stored)) else {
                     continue;
                 };
+                let times = logical.times(value.source.node);
                 if next != now {
-                    self.network.add(*next, *now, |a, b| costs.replaced(like, &from[a], &to[b]));
+                    let [from, to] = [from, to].map(|states| states.iter().collect::<Vec<_>>());
+                    let replaced = costs.replaced(like, &from, &to);
+                    self.network.add(*next, *now, |a, b| times * replaced[a * to.len() + b]);
                 }
             }
         }
@@ -170,16 +174,27 @@ impl Space {
             else {
                 continue;
             };
-            let cost = |at: usize, strategy: usize| {
-                let placed = &options[strategy].1;
-                count
-                    * match slot {
-                        Slot::Operand(i) => costs.brought(v, &kept[at], &placed.operands[i]),
-                        Slot::Result(i) if logical.values[v].is_update() => {
-                            costs.replaced(v, &placed.results[i], &kept[at])
-                        }
-                        Slot::Result(i) => costs.brought(v, &placed.results[i], &kept[at]),
-                    }
+            // Many strategies agree on where they have a value, so each move is priced once.
+            let mut ends: Vec<&Sharding> = Vec::new();
+            let mut end_of: Vec<usize> = Vec::with_capacity(options.len());
+            for (_, placed) in options {
+                let end = slot.of(placed);
+                let at = ends.iter().position(|known| *known == end).unwrap_or(ends.len());
+                if at == ends.len() {
+                    ends.push(end);
+                }
+                end_of.push(at);
+            }
+            let kept: Vec<&Sharding> = kept.iter().collect();
+            let (kept_count, end_count) = (kept.len(), ends.len());
+            let moves = match slot {
+                Slot::Operand(_) => costs.brought(v, &kept, &ends),
+                Slot::Result(_) if logical.values[v].is_update() => costs.replaced(v, &ends, &kept),
+                Slot::Result(_) => costs.brought(v, &ends, &kept),
+            };
+            let cost = |at: usize, strategy: usize| match slot {
+                Slot::Operand(_) => count * moves[at * end_count + end_of[strategy]],
+                Slot::Result(_) => count * moves[end_of[strategy] * kept_count + at],
             };
             self.network.add(*value, *operation, cost);
         }
@@ -215,4 +230,14 @@ fn is_storage(layout: &[usize], ty: &Type, mesh: &Mesh) -> bool {
 enum Slot {
     Operand(usize),
     Result(usize),
+}
+
+impl Slot {
+    /// Where a strategy has the value.
+    fn of(self, placed: &Placed) -> &Sharding {
+        match self {
+            Slot::Operand(i) => &placed.operands[i],
+            Slot::Result(i) => &placed.results[i],
+        }
+    }
 }

@@ -278,7 +278,12 @@ impl Generator {
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let captured = capture(&self.config, room, 1, seen)?;
         let programs: Vec<&[RankProgram]> = self.session.programs().collect();
-        let session = SharedSession { placements: Some(&self.placements), constants: self.constants.clone(), programs };
+        let session = SharedSession {
+            placements: Some(&self.placements),
+            constants: self.constants.clone(),
+            programs,
+            aim: None,
+        };
         let program = compile_inference_in(&captured, &self.mesh, &self.plan, &self.options, &rename, &session)?;
         let id = shared_session::add(&mut self.session, &self.launch, program.stages.ranks, &program.constants)?;
         self.constants = program.constants;

@@ -52,9 +52,14 @@ pub fn complete(captured: &Graph, mesh: &Mesh, plan: &Plan, options: &CompileOpt
         let mut plan = plan.clone();
         plan.storage.extend(listed(propagated, &stored));
         let Prepared { logical, annotations, .. } = prepared(&plan)?;
-        let (_, taken) = candidate(&Start::of(&logical, &annotations, options)?, Aim::Apart(weights))?;
-        Ok((plan, taken))
+        let start = Start::of(&logical, &annotations, options)?;
+        let taken = candidate(&start, Aim::Apart(weights))?.0.measured(&start)?.1;
+        Ok(((plan, taken), taken.seconds))
     };
-    let last = |_: &[_]| candidate(&start, Aim::AsGiven).map(|(_, taken)| Some((plan.clone(), taken)));
-    fastest(options, memory, find, last).map(|(plan, _)| plan)
+    let last = |_: &[_]| {
+        let taken = candidate(&start, Aim::AsGiven)?.0.measured(&start)?.1;
+        Ok(Some(((plan.clone(), taken), taken.seconds)))
+    };
+    let measure = |(plan, taken)| Ok(((plan, taken), taken));
+    fastest(options, memory, find, last, measure).map(|((plan, _), _)| plan)
 }

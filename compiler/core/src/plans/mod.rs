@@ -13,6 +13,7 @@ use crate::capture::{Captured, TrainingCapture};
 use crate::error::Error;
 use crate::explain::Facts;
 use crate::import::{Signature, import_with};
+use crate::parallel::in_parallel;
 use crate::program::{CompileOptions, Placed, Planned, plan_graph};
 use crate::rename::{Rename, renamed};
 use crate::shared_session::SharedSession;
@@ -20,7 +21,6 @@ use crate::summary::{Summary, attribute};
 use crate::view::{Sources, View};
 use crate::why::Explainer;
 use std::cmp::Ordering::Equal;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use tpc_ir::program::RankProgram;
 use tpc_ir::{Graph, InputId, Mesh};
 use tpc_passes::cost::product_flops;
@@ -311,27 +311,6 @@ pub fn fastest(
     }
 }
 
-/// Applies a function to each item on all cores. The results are in the order of the items.
-fn in_parallel<T: Sync, R: Send>(items: &[T], compute: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(items.len());
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut done = Vec::new();
-        loop {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(at) else { return done };
-            done.push((at, compute(item)));
-        }
-    };
-    let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let results = workers.into_iter().map(|worker| worker.join());
-        results.flat_map(|done| done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-    });
-    done.sort_unstable_by_key(|(at, _)| *at);
-    done.into_iter().map(|(_, result)| result).collect()
-}
-
 /// The program of the first rank, the floating-point operations of the products of the whole program, and its placed form.
 fn compile_rank(graph: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<OfRank, Error> {
     let Planned { logical, annotations, mut placed, .. } =
@@ -361,13 +340,6 @@ mod tests {
                 assert_eq!(axes.len(), mesh.axes().len(), "{name} on {mesh}");
             }
         }
-    }
-
-    #[test]
-    fn results_have_the_order_of_the_items() {
-        let items: Vec<usize> = (0..100).collect();
-        assert_eq!(in_parallel(&items, |&n| n * n), items.iter().map(|&n| n * n).collect::<Vec<_>>());
-        assert!(in_parallel(&[], |n: &usize| *n).is_empty());
     }
 
     #[test]

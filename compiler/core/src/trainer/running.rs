@@ -344,6 +344,7 @@ impl<M> Family<M> {
             placements: Some(&self.placements),
             constants: self.constants.clone(),
             programs: training.programs(),
+            aim: None,
         }
     }
 
