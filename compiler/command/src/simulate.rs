@@ -1,6 +1,6 @@
 //! `tpc simulate`: the time and the memory of a step on all ranks, by kind of rank, and its trace.
 
-use crate::columns::{Unit, aligned, seconds};
+use crate::columns::{Unit, aligned, operations, seconds};
 use crate::costs::{Total, of_all, too_large};
 use crate::files::{self, Files};
 use crate::given::Given;
@@ -85,14 +85,15 @@ impl Report<'_> {
             too_large(&words, &kind.summary, self.memory())
         });
         format!(
-            "{}\n{}\n\n{} a step, {tokens:.0} tokens/s, {} tokens/s a rank, MFU {:.1}% of {:.1} TFLOP/s a rank\n\
-             {ranks} ranks of {}\n{}\n{}\n{}\n{}",
+            "{}\n{}\n\n{} a step, {tokens:.0} tokens/s, {} tokens/s a rank, MFU {:.1}% of {} a rank\n\
+             {} of {}\n{}\n{}\n{}\n{}",
             command.predicted.described(prepared, "all ranks"),
             command.placement.flags(),
             seconds(took),
             digits(tokens / ranks as f64),
             100.0 * self.mfu(took),
-            rate / 1e12,
+            operations(rate),
+            if ranks == 1 { "1 rank".into() } else { format!("{ranks} ranks") },
             match simulation.kinds.len() {
                 1 => "one kind".into(),
                 kinds => format!("{kinds} kinds"),
@@ -127,7 +128,7 @@ impl Report<'_> {
     }
 
     fn communication_table(&self) -> String {
-        let mut cells = vec![["first rank", "axes", "collectives", "sent", "time", "exposed"].map(String::from)];
+        let mut cells = vec![["first rank", "axes", "count", "sent", "time", "exposed"].map(String::from)];
         for kind in &self.simulation.kinds {
             for (axes, cost) in kind.communication() {
                 let time = |x| Unit::Seconds.text(x);
