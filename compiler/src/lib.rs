@@ -69,7 +69,9 @@ pub mod search {
 /// The parts of a [`Target`], the machine that a program is compiled for.
 pub mod targets {
     #[doc(inline)]
-    pub use tpc_passes::targets::{BUILT_IN, Device, DeviceKind, Link, Links, Node, Products, SCHEMA};
+    pub use tpc_passes::targets::{
+        BUILT_IN, Cache, Device, DeviceKind, Link, Links, Loops, Node, Products, SCHEMA, Share,
+    };
 }
 
 /// Model families, read from Hugging Face directories.

@@ -17,6 +17,7 @@
 //! | which parameters are gathered a second time for the backward pass | [`reshard`] |
 //! | what an operation costs | [`cost`] |
 //! | how fast a device and its links are | [`targets`] |
+//! | which ranks run programs of the same sizes | [`mod@kinds`] |
 //! | how long a rank program takes, and how much of that time the rank waits | [`simulate`](mod@simulate) |
 //! | what a rank executes | [`lower`] |
 //! | whether a placed program computes what its types say, and whether its plan holds | [`mod@check`] |
@@ -31,6 +32,7 @@ pub mod denotes;
 pub mod egraph;
 pub mod factors;
 pub mod kept;
+pub mod kinds;
 pub mod lower;
 pub mod optimize;
 pub mod options;

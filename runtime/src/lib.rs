@@ -15,6 +15,7 @@
 //! | the interface of a device with separate memory | [`device::attached`] |
 //! | storing elements, and converting them to bytes | [`element`] |
 //! | what was executed and how long it took | [`counters`], [`trace`] |
+//! | the format of traces, executed or simulated | [`events`] |
 //! | the latest collectives of every rank, for failures | [`flight`] |
 //! | resolving a path to write, and replacing a file | [`output`] |
 #![warn(missing_docs)]
@@ -27,6 +28,7 @@ pub mod device;
 pub mod digest;
 pub mod element;
 pub mod error;
+pub mod events;
 pub mod fingerprint;
 pub mod flight;
 pub mod launch;

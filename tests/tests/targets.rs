@@ -282,7 +282,7 @@ fn calibrate_writes_a_target_that_is_read() {
     let mut kinds: Vec<&str> = out.lines().filter_map(|line| line.split([' ', ':']).next()).collect();
     kinds.dedup();
     let expected =
-        ["product", "memory", "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "products", "link"];
+        ["product", "loops", "memory", "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "products", "link"];
     assert_eq!(kinds, expected);
     let target = Target::from_json(&std::fs::read_to_string(&file).unwrap()).unwrap();
     assert_eq!((target.name.as_str(), target.device.kind), ("here", DeviceKind::Cpu));

@@ -1,12 +1,14 @@
 //! `tpc bench`: measures the models of the comparisons.
 
 use crate::auto::Auto;
+use crate::files::Files;
 use crate::given::Given;
 use crate::launch::Running as Arguments;
 use crate::notes::note_idle_ranks;
 use crate::options::StepArguments;
 use crate::report::whole_bytes;
 use crate::subject::{Optimizer, Shape, Step, Subject, initial};
+use crate::trace::Traced;
 use crate::{Failure, Outcome, Placement, Terminal};
 use clap::{Args, ValueEnum};
 use serde_json::{Value as Json, json};
@@ -22,6 +24,8 @@ use tpc_ir::op::Distribution;
 use tpc_ir::program::InputBinding;
 use tpc_ir::random::{element, philox};
 use tpc_ir::{DType, InputKind, Scalar};
+use tpc_passes::simulate::simulate;
+use tpc_passes::targets::Target;
 use tpc_runtime::Session;
 
 /// The program to measure.
@@ -55,6 +59,8 @@ pub struct Bench {
     iters: u32,
     #[command(flatten)]
     shape: Shape,
+    #[command(flatten)]
+    traced: Traced,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -91,6 +97,8 @@ impl Bench {
         if self.mode == Mode::Fwd {
             given.refuse(&["reduce"], "with --mode fwd, which has no gradients")?;
         }
+        self.traced.writes(self.placement.read(Files::default())).check()?;
+        let trace = self.traced.output()?;
         let subject = Subject::preset(&self.preset, self.shape)?;
         let mut running = self.launch(&subject, given, terminal)?;
         let mut milliseconds = Vec::new();
@@ -104,7 +112,9 @@ impl Bench {
                 milliseconds.push(start.elapsed().as_secs_f64() * 1e3);
             }
         }
-        let row = self.row(&subject, milliseconds, running.session());
+        let target = self.placement.target(self.running.backend())?;
+        let row = self.row(&subject, milliseconds, running.session(), &target);
+        self.traced.write(running.session(), trace, terminal)?;
         terminal.print(if self.json { format!("{row}\n") } else { table(&row) })
     }
 
@@ -114,7 +124,7 @@ impl Bench {
         let gradients = matches!(subject, Subject::Mlp(_));
         let mut options = self.placement.options(self.running.backend(), gradients, 0)?;
         options.step = self.step.options(self.mode == Mode::Train && !matches!(subject, Subject::Mlp(_)), given)?;
-        let (rename, launch) = (subject.rename(), self.running.options()?);
+        let (rename, launch) = (subject.rename(), self.traced.options(self.running.options()?));
         let step = match self.mode {
             Mode::Fwd => Step::Backward(Box::new(subject.forward()?)),
             Mode::Train => subject.step(&Optimizer::compared())?,
@@ -153,7 +163,7 @@ impl Bench {
         Ok(running)
     }
 
-    fn row(&self, subject: &Subject, mut milliseconds: Vec<f64>, session: &Session) -> Json {
+    fn row(&self, subject: &Subject, mut milliseconds: Vec<f64>, session: &Session, target: &Target) -> Json {
         milliseconds.sort_by(f64::total_cmp);
         let n = milliseconds.len();
         let median = (milliseconds[(n - 1) / 2] + milliseconds[n / 2]) / 2.0;
@@ -165,12 +175,15 @@ impl Bench {
                 "wire_bytes": whole_bytes(c.wire_bytes / steps), "ms": round(c.seconds * 1e3 / steps),
             })
         });
+        let predicted =
+            (0..session.ranks()).map(|r| simulate(session.program(r), target).seconds * 1e3).fold(0.0, f64::max);
         let wire = (0..session.ranks()).map(|r| session.wire_bytes(r) / steps).fold(0.0, f64::max);
         json!({
             "bench": "tpc", "model": self.preset, "plan": self.placement.plan, "mesh": self.placement.mesh,
             "ranks": session.ranks(), "mode": if self.mode == Mode::Fwd { "fwd" } else { "train" },
             "iters": self.iters, "median_ms": round(median), "min_ms": round(milliseconds[0]),
             "tokens_per_s": round(subject.tokens() as f64 / median * 1e3),
+            "target": target.name, "predicted_ms": round(predicted), "measured_over_predicted": round(median / predicted),
             "collectives": collectives.collect::<Vec<_>>(),
             "wire_bytes": whole_bytes(wire),
             "peak_bytes_per_rank": (0..session.ranks()).map(|r| session.allocated_bytes(r)).max(),
@@ -187,7 +200,7 @@ fn round(x: f64) -> f64 {
 fn table(row: &Json) -> String {
     let text = |key: &str| row[key].as_str().map_or_else(|| row[key].to_string(), str::to_string);
     let mut out = format!(
-        "{} {} on {} rank(s), plan {}: median {} ms, min {} ms, {} tokens/s\nper rank: {} bytes of memory, {} bytes sent per step\n",
+        "{} {} on {} rank(s), plan {}: median {} ms, min {} ms, {} tokens/s\npredicted on the target {}: {} ms; measured / predicted: {}\nper rank: {} bytes of memory, {} bytes sent per step\n",
         text("model"),
         text("mode"),
         text("ranks"),
@@ -195,6 +208,9 @@ fn table(row: &Json) -> String {
         text("median_ms"),
         text("min_ms"),
         text("tokens_per_s"),
+        text("target"),
+        text("predicted_ms"),
+        text("measured_over_predicted"),
         text("peak_bytes_per_rank"),
         text("wire_bytes"),
     );

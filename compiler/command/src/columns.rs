@@ -32,6 +32,11 @@ pub(crate) fn bytes(x: f64) -> String {
     scaled(x, &[(1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB")])
 }
 
+/// Floating-point operations per second.
+pub(crate) fn operations(x: f64) -> String {
+    scaled(x, &[(1e9, "GFLOP/s"), (1e12, "TFLOP/s")])
+}
+
 /// What a number counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
@@ -79,6 +84,7 @@ mod tests {
             ["0.00 us", "0.25 us", "3.14 ms", "713 ms", "12.3 s", "123 s"]
         );
         assert_eq!([0.0, 999.0, 80e9].map(bytes), ["0.00 kB", "1.00 kB", "80.0 GB"]);
+        assert_eq!([60e9, 989.5e12].map(operations), ["60.0 GFLOP/s", "990 TFLOP/s"]);
     }
 
     #[test]

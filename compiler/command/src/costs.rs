@@ -3,7 +3,7 @@
 use crate::columns::{Unit, aligned};
 use crate::given::Given;
 use crate::plans::axes;
-use crate::predicted::{Predicted, Prepared};
+use crate::predicted::{FIRST_RANK, Predicted, Prepared};
 use crate::{Outcome, Placement, Terminal};
 use clap::Args;
 use serde_json::{Value as Json, json};
@@ -51,7 +51,7 @@ impl Costs {
         let totals = Total::all(&summary).map(|total| [total.words.into(), total.unit.text(total.amount)]);
         terminal.print(format!(
             "{}\n{}\n\n{}{}\n{}\n{}",
-            self.predicted.described(&prepared),
+            self.predicted.described(&prepared, FIRST_RANK),
             self.placement.flags(),
             aligned(&totals, &[0]),
             too_large("this is", &summary, memory),
@@ -87,7 +87,7 @@ pub(crate) fn too_large(words: &str, summary: &Summary, memory: f64) -> String {
 pub(crate) struct Total {
     pub(crate) words: &'static str,
     /// Its key in JSON, as in `tpc plans`.
-    key: &'static str,
+    pub(crate) key: &'static str,
     pub(crate) unit: Unit,
     pub(crate) amount: f64,
 }
@@ -157,7 +157,7 @@ pub(crate) fn cost_json(cost: &Cost) -> Json {
 const ALL: &str = "all modules";
 
 /// The sums over all modules.
-fn of_all<K: Clone + Ord, V: Amount>(amounts: &ByModule<K, V>) -> BTreeMap<K, V> {
+pub(crate) fn of_all<K: Clone + Ord, V: Amount>(amounts: &ByModule<K, V>) -> BTreeMap<K, V> {
     let mut sums: BTreeMap<K, V> = BTreeMap::new();
     for ((_, key), amount) in amounts {
         let sum = sums.entry(key.clone()).or_default();

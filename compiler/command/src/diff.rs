@@ -4,7 +4,7 @@ use crate::columns::{Unit, aligned};
 use crate::compared::Compared;
 use crate::costs::{Total, content_json, cost_json, part_json, program_json, summary, too_large};
 use crate::given::Given;
-use crate::predicted::Predicted;
+use crate::predicted::{FIRST_RANK, Predicted};
 use crate::{Failure, Outcome, Placement, Terminal};
 use clap::Args;
 use serde_json::{Value as Json, json};
@@ -60,7 +60,8 @@ impl Diff {
             report["peak"] = difference.peak.iter().map(content_row_json).collect();
             return terminal.print(format!("{report:#}\n"));
         }
-        let mut text = format!("{}\nA: {}\nB: {}\n\n", self.predicted.described(&prepared), a.flags(), b.flags());
+        let mut text =
+            format!("{}\nA: {}\nB: {}\n\n", self.predicted.described(&prepared, FIRST_RANK), a.flags(), b.flags());
         text += &totals_table(&summaries);
         for (name, summary) in ["A", "B"].into_iter().zip(&summaries) {
             text += &too_large(&format!("{name} needs"), summary, memory);

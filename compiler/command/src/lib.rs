@@ -13,9 +13,10 @@
 //! | `--plan auto` | `auto` |
 //! | built-in plans in the order of what they are predicted to take | [`plans`] |
 //! | what a plan costs, by module; where two plans differ | [`costs`], [`mod@diff`] |
+//! | a step of all ranks, by kind of rank, and its trace | [`simulate`] |
 //! | why a value lies where it does, and what the best program without it costs | [`mod@why`] |
 //! | a page that shows what the compiler made of a program | [`mod@view`] |
-//! | the step whose cost these five commands predict; tables as text | [`predicted`]; `columns` |
+//! | the step whose cost these six commands predict; tables as text | [`predicted`]; `columns` |
 //! | options that are given once for two plans, or once for each | `compared` |
 //! | checking a stored program; graphs in files | [`verify`], `graph_file` |
 //! | a forward pass from files to a file | [`run`](mod@run) |
@@ -51,6 +52,7 @@ pub mod report;
 pub mod run;
 pub mod saving;
 mod settings;
+pub mod simulate;
 pub mod subject;
 pub mod tokenizer;
 pub mod trace;
@@ -98,6 +100,7 @@ enum Command {
     Plans(plans::Plans),
     Costs(costs::Costs),
     Diff(diff::Diff),
+    Simulate(simulate::Simulate),
     View(view::View),
     Why(why::Why),
     Verify(verify::Verify),
@@ -264,6 +267,7 @@ fn execute(
         | Command::Plans(_)
         | Command::Costs(_)
         | Command::Diff(_)
+        | Command::Simulate(_)
         | Command::View(_)
         | Command::Why(_)
         | Command::Verify(_)
@@ -281,6 +285,7 @@ fn execute(
         Command::Plans(arguments) => arguments.execute(given, terminal),
         Command::Costs(arguments) => arguments.execute(given, terminal),
         Command::Diff(arguments) => arguments.execute(given, terminal),
+        Command::Simulate(arguments) => arguments.execute(given, terminal),
         Command::View(arguments) => arguments.execute(given, terminal),
         Command::Why(arguments) => arguments.execute(given, terminal),
         Command::Verify(arguments) => arguments.execute(terminal),

@@ -40,6 +40,9 @@ pub struct Predicted {
     optimizer: Optimizer,
 }
 
+/// The rank of most predictions, in words.
+pub(crate) const FIRST_RANK: &str = "the first rank";
+
 /// A captured step, ready to be compiled for several plans.
 pub(crate) struct Prepared {
     /// The step.
@@ -100,8 +103,8 @@ impl Predicted {
         self.preset.clone().or_else(dir).unwrap_or_default()
     }
 
-    /// What is predicted, and on which target, in words.
-    pub(crate) fn described(&self, prepared: &Prepared) -> String {
+    /// What is predicted, on which target and for whom, in words.
+    pub(crate) fn described(&self, prepared: &Prepared, ranks: &str) -> String {
         let step = match (self.train, self.preset.as_deref()) {
             (false, _) => "the forward pass",
             (true, Some(MLP)) => "the forward and backward pass",
@@ -109,11 +112,7 @@ impl Predicted {
         };
         let Prepared { tokens, options, .. } = prepared;
         let (name, target) = (self.name(), &options.target.name);
-        format!(
-            "{step} of {} on {tokens} tokens, simulated on the first rank of the target {}",
-            cut(&name),
-            cut(target)
-        )
+        format!("{step} of {} on {tokens} tokens, simulated on {ranks} of the target {}", cut(&name), cut(target))
     }
 
     /// The same as JSON, the beginning of a report.

@@ -3,7 +3,7 @@
 use crate::columns::{Unit, aligned};
 use crate::given::Given;
 use crate::plans::axes;
-use crate::predicted::Predicted;
+use crate::predicted::{FIRST_RANK, Predicted};
 use crate::{Failure, Outcome, Placement, Terminal};
 use clap::Args;
 use serde_json::{Value as Json, json};
@@ -72,7 +72,7 @@ impl Why {
             report["values"] = answers.iter().map(|(explained, without)| answer_json(explained, without)).collect();
             return terminal.print(format!("{report:#}\n"));
         }
-        let mut text = format!("{}\n{}\n", self.predicted.described(&prepared), self.placement.flags());
+        let mut text = format!("{}\n{}\n", self.predicted.described(&prepared, FIRST_RANK), self.placement.flags());
         for (explained, without) in &answers {
             text += &format!("\n{}\n{}", explained_text(explained, &costs.program), costs.table(without));
         }

@@ -18,6 +18,7 @@
 //! | facts about the model in the errors of a plan | [`explain`] |
 //! | which plans there are for so many ranks, and what each would cost | [`plans`] |
 //! | what a plan's program costs, by module; where two plans differ | [`summary`] |
+//! | a simulated step of all ranks, and its trace | [`simulation`] |
 //! | what the compiler made of a program, as data for a page | [`view`] |
 //! | why a value lies where it does, and what the best program without it costs | [`why`] |
 //! | independent work on all cores | `parallel` |
@@ -47,6 +48,7 @@ pub mod pretrained;
 pub mod program;
 pub mod rename;
 mod shared_session;
+pub mod simulation;
 pub mod summary;
 pub mod target;
 mod together;

@@ -28,6 +28,8 @@
 //!   ([costs](super::costs))
 //! - Why a collective exists or a value lies where it does, and what the best program without it costs: `tpc why`
 //!   ([costs](super::costs))
+//! - The time, the exposed communication, MFU and memory of a step on thousands of ranks, and its trace: `tpc simulate`
+//!   ([costs](super::costs#thousands-of-ranks))
 //! - The fastest built-in plan for a number of ranks: `tpc plans`, `--plan auto`, [`Trainer::auto`](crate::Trainer::auto)
 //!   ([`costs`](super::costs))
 //! - Placements that the plan leaves open, chosen for the target with a proof of how far from the cheapest they can be, within

@@ -161,6 +161,28 @@
 //! leaves it to a later phase, `gradients` if the backward pass leaves it to the optimizer, and `temporaries` if one phase
 //! uses it; `gaps` are bytes between two pieces of the arena.
 //!
+//! # Thousands of ranks
+//!
+//! `tpc simulate` simulates a step of all ranks of a mesh. Ranks whose programs take the same sizes are of one kind, and one
+//! rank of each kind stands for all of them: where all sizes divide evenly there is one kind, whatever the number of ranks.
+//!
+//! ```sh
+//! tpc simulate MODEL_DIR --train --plan tp-sp-fsdp --mesh dp=512,tp=8 --batch 512 --seq 8192 --precision bf16 \
+//!     --target h100-node --trace step.json
+//! ```
+//!
+//! For each kind it lists the time of the step, the time of kernels and collectives, `exposed`, the time in which collectives
+//! run and no kernel does, what is sent along each axis, and what the arena holds at its peak. The whole step takes as long
+//! as that of the slowest kind. This neglects that the slowest kind may change within a step. MFU is the rate of the model's
+//! products relative to what all devices can compute, as `tpc train` shows it.
+//!
+//! `--trace` writes the simulated step as Perfetto (ui.perfetto.dev) shows it, like the `--trace` of executed steps: a track
+//! with the kernels, starts and waits of the first rank of each kind, a track for the collectives along each axis with an
+//! arrow from each to the kernel that reads its result, and a counter of the memory in use.
+//!
+//! `tpc bench` shows the simulated time beside the measured one, on the target of `--target`. A profile of `tpc calibrate` has
+//! what makes the two comparable; `MEASURED.md` says how far they are apart.
+//!
 //! # Why a collective exists, and what it is worth
 //!
 //! `tpc why` answers that for one plan. The last words name what is asked about: a value by the number that `dump-ir --stage
@@ -219,7 +241,12 @@
 //! tpc train MODEL_DIR --data text.txt --epochs 1 --mesh tp=2 --plan tp --target here.json
 //! ```
 //!
-//! `tpc calibrate` takes about 20 seconds. It measures the links between the threads of one process. For several hosts,
+//! `tpc calibrate` takes about 20 seconds. Its file says more of a CPU than the built-in profiles, for the times that `tpc
+//! simulate` and `tpc bench` predict: `product_shares` is the share of their rate that products of some bytes reach,
+//! `caches` how fast what was touched lately is read again, and `loops` what the functions of loops cost in addition to
+//! memory. It describes ranks that work at the same time (`--ranks`), since they share caches and memory.
+//!
+//! It measures the links between the threads of one process. For several hosts,
 //! add the link inside a host, the link between hosts and the number of ranks per host to the file by hand. The ranks
 //! of one host have consecutive numbers, so an axis stays inside a host if its size times the sizes of all axes after
 //! it divides the number of ranks per host:

@@ -59,9 +59,15 @@ pub struct Device {
     /// The bytes per second that all operations except products read and write.
     pub memory: f64,
     /// The seconds that it takes to start a kernel. It also makes small products slower than large ones: a product of n
-    /// operations takes `launch + n / rate`, which is half of the rate at `n = launch · rate` (Hockney's n½). Therefore
-    /// no table of rates by size is needed.
+    /// operations takes `launch + n / rate`, which is half of the rate at `n = launch · rate` (Hockney's n½).
     pub launch: f64,
+    /// The share of their rate that products reach, by the bytes of their operands and results, the smallest first. Between
+    /// two sizes it follows the logarithm of the size. Without an entry, products reach their rate.
+    pub product_shares: Vec<Share>,
+    /// What the functions of loops cost. None if they cost nothing besides their memory accesses, as on a GPU.
+    pub loops: Option<Loops>,
+    /// Memory that is faster than `memory` for what was touched lately, the smallest first.
+    pub caches: Vec<Cache>,
     /// The cost of a view (a slice of a value that every rank has, an index into a dimension), as a share of a launch.
     /// Most views are free, because their readers address the viewed value; a share above 0 makes it cheaper to have no
     /// view.
@@ -72,6 +78,56 @@ pub struct Device {
     pub fused_reads: f64,
     /// The bytes of memory of one rank. Costs do not depend on it, but a plan must fit into it.
     pub capacity: f64,
+}
+
+/// The share of their rate that products of a size reach.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Share {
+    /// Bytes of operands and result.
+    pub bytes: f64,
+    /// The share.
+    pub share: f64,
+}
+
+/// What the functions of loops cost.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Loops {
+    /// Elements per second of an addition, a comparison or the like.
+    pub arithmetic: f64,
+    /// Elements per second of a division, a root, an exponential or the like.
+    pub functions: f64,
+    /// Seconds that it takes to apply a function, a load or a store to a row, in addition to its elements.
+    pub dispatch: f64,
+}
+
+/// What is read again before many other bytes are read is read faster.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cache {
+    /// The bytes that may be touched in between.
+    pub bytes: f64,
+    /// Bytes per second.
+    pub bandwidth: f64,
+}
+
+impl Device {
+    /// The share of their rate that products reach whose operands and results have so many bytes.
+    pub fn product_share(&self, bytes: f64) -> f64 {
+        let next = self.product_shares.iter().position(|share| share.bytes >= bytes);
+        match (next, self.product_shares.last()) {
+            (_, None) => 1.0,
+            (Some(0), _) => self.product_shares[0].share,
+            (Some(next), _) => {
+                let (a, b) = (self.product_shares[next - 1], self.product_shares[next]);
+                a.share + (b.share - a.share) * (bytes / a.bytes).ln() / (b.bytes / a.bytes).ln()
+            }
+            (None, Some(last)) => last.share,
+        }
+    }
+
+    /// Bytes per second at which bytes are read that were touched before so many others.
+    pub fn bandwidth(&self, distance: f64) -> f64 {
+        self.caches.iter().find(|cache| distance <= cache.bytes).map_or(self.memory, |cache| cache.bandwidth)
+    }
 }
 
 /// The backends that a device stands for.
@@ -264,6 +320,21 @@ mod tests {
         let mut links = nodes(8);
         links.axes.insert("tp".into(), link(3.0));
         assert_eq!(links.bandwidths(&mesh), [3.0, 3.0]);
+    }
+
+    #[test]
+    fn shares_follow_the_logarithm_of_the_size() {
+        let mut device = Target::cpu().device.clone();
+        assert_eq!((device.product_share(1e3), device.bandwidth(0.0)), (1.0, device.memory));
+        device.product_shares =
+            [(1e4, 0.5), (1e6, 1.0), (1e8, 0.6)].map(|(bytes, share)| Share { bytes, share }).to_vec();
+        let close = |bytes: f64, share: f64| assert!((device.product_share(bytes) - share).abs() < 1e-12, "{bytes}");
+        for (bytes, share) in [(0.0, 0.5), (1e4, 0.5), (1e5, 0.75), (1e6, 1.0), (1e7, 0.8), (1e8, 0.6), (1e12, 0.6)] {
+            close(bytes, share);
+        }
+        device.caches = [(10.0, 3.0), (20.0, 2.0)].map(|(bytes, bandwidth)| Cache { bytes, bandwidth }).to_vec();
+        assert_eq!([0.0, 10.0, 11.0, 20.0].map(|distance| device.bandwidth(distance)), [3.0, 3.0, 2.0, 2.0]);
+        assert_eq!([21.0, f64::INFINITY].map(|distance| device.bandwidth(distance)), [device.memory; 2]);
     }
 
     #[test]

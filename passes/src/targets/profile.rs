@@ -1,6 +1,6 @@
 //! The JSON form of targets. Its schema is `passes/src/targets/target.schema.json`; a test checks that both agree.
 
-use super::{Device, DeviceKind, Link, Links, Node, Products, Target};
+use super::{Cache, Device, DeviceKind, Link, Links, Loops, Node, Products, Share, Target};
 use serde_json::{Map, Value as Json, json};
 use std::collections::BTreeMap;
 use tpc_ir::mesh::is_name;
@@ -117,7 +117,18 @@ fn positive(key: &str, json: &Json) -> Result<f64, TargetError> {
 }
 
 fn device(device: Object<'_>) -> Result<Device, TargetError> {
-    let device = device.known(&["kind", "products", "memory", "launch", "view", "fused_reads", "capacity"])?;
+    let device = device.known(&[
+        "kind",
+        "products",
+        "product_shares",
+        "memory",
+        "caches",
+        "loops",
+        "launch",
+        "view",
+        "fused_reads",
+        "capacity",
+    ])?;
     let named = device.value("kind", "the backend that the device stands for")?;
     let kinds = [DeviceKind::Cpu, DeviceKind::Cuda];
     let kind_of = kinds.into_iter().find(|kind| named.as_str() == Some(kind.name()));
@@ -131,7 +142,16 @@ fn device(device: Object<'_>) -> Result<Device, TargetError> {
             f16: products.perhaps("f16")?,
             f64: products.perhaps("f64")?,
         },
+        product_shares: sizes(&device, "product_shares", ["bytes", "share"])?
+            .into_iter()
+            .map(|[bytes, share]| Share { bytes, share })
+            .collect(),
         memory: device.positive("memory", "the bytes per second of everything but products")?,
+        caches: sizes(&device, "caches", ["bytes", "bandwidth"])?
+            .into_iter()
+            .map(|[bytes, bandwidth]| Cache { bytes, bandwidth })
+            .collect(),
+        loops: device.map.get("loops").map(|json| loops(Object::new(json, &device.at("loops"))?)).transpose()?,
         launch: device.positive("launch", "the seconds that starting a kernel costs")?,
         view: device.positive("view", "the share of a launch that a view costs, 0.1 in the built-in targets")?,
         fused_reads: device.positive(
@@ -139,6 +159,32 @@ fn device(device: Object<'_>) -> Result<Device, TargetError> {
             "the share of its operands that an elementwise operation reads, 0.25 in the built-in targets",
         )?,
         capacity: device.positive("capacity", "the bytes of memory of one rank")?,
+    })
+}
+
+/// The objects of a list, each a size and another number. Their sizes increase.
+fn sizes(object: &Object<'_>, key: &'static str, names: [&'static str; 2]) -> Result<Vec<[f64; 2]>, TargetError> {
+    let Some(json) = object.map.get(key) else { return Ok(Vec::new()) };
+    let path = object.at(key);
+    let list = json.as_array().ok_or_else(|| kind(&path, "a list", json))?;
+    let number = |(at, json): (usize, &Json)| {
+        let entry = Object::new(json, &format!("{path}.{at}"))?.known(&names)?;
+        let [size, other] = names;
+        Ok([entry.positive(size, "the bytes that it is about")?, entry.positive(other, "what holds for these bytes")?])
+    };
+    let found = list.iter().enumerate().map(number).collect::<Result<Vec<_>, TargetError>>()?;
+    match found.is_sorted_by(|a, b| a[0] < b[0]) {
+        true => Ok(found),
+        false => Err(kind(&path, "a list with increasing bytes", json)),
+    }
+}
+
+fn loops(loops: Object<'_>) -> Result<Loops, TargetError> {
+    let loops = loops.known(&["arithmetic", "functions", "dispatch"])?;
+    Ok(Loops {
+        arithmetic: loops.positive("arithmetic", "the elements per second of an addition")?,
+        functions: loops.positive("functions", "the elements per second of a division or an exponential")?,
+        dispatch: loops.positive("dispatch", "the seconds that applying a function to a row costs")?,
     })
 }
 
@@ -221,12 +267,31 @@ impl Target {
         if !links.axes.is_empty() {
             connected["axes"] = links.axes.iter().map(|(name, link)| (name.clone(), of_link(link))).collect();
         }
+        let mut described = json!({"kind": device.kind.name(), "products": products});
+        if !device.product_shares.is_empty() {
+            let shares =
+                device.product_shares.iter().map(|Share { bytes, share }| json!({"bytes": bytes, "share": share}));
+            described["product_shares"] = shares.collect();
+        }
+        described["memory"] = json!(device.memory);
+        if !device.caches.is_empty() {
+            let cache = |Cache { bytes, bandwidth }: &Cache| json!({"bytes": bytes, "bandwidth": bandwidth});
+            described["caches"] = device.caches.iter().map(cache).collect();
+        }
+        if let Some(Loops { arithmetic, functions, dispatch }) = device.loops {
+            described["loops"] = json!({"arithmetic": arithmetic, "functions": functions, "dispatch": dispatch});
+        }
+        for (key, number) in [
+            ("launch", device.launch),
+            ("view", device.view),
+            ("fused_reads", device.fused_reads),
+            ("capacity", device.capacity),
+        ] {
+            described[key] = json!(number);
+        }
         let json = json!({
             "name": name,
-            "device": {
-                "kind": device.kind.name(), "products": products, "memory": device.memory, "launch": device.launch,
-                "view": device.view, "fused_reads": device.fused_reads, "capacity": device.capacity,
-            },
+            "device": described,
             "links": connected,
             "mask": mask,
         });
@@ -246,6 +311,9 @@ mod tests {
         let odd = Link { latency: 1.25e-4, bandwidth: 1.2345e17 };
         named.links.axes = BTreeMap::from([("dp".into(), odd), ("tp_2".into(), named.links.default)]);
         named.name = "a \"name\"\n".into();
+        named.device.product_shares = [1e5, 2.5e6].map(|bytes| Share { bytes, share: 1.0 / bytes }).to_vec();
+        named.device.caches = vec![Cache { bytes: 2e6, bandwidth: 1e11 }];
+        named.device.loops = Some(Loops { arithmetic: 1e10, functions: 1.5e9, dispatch: 4e-9 });
         all.push(named);
         for target in all {
             assert_eq!(Target::from_json(&target.to_json()).unwrap(), target, "{}", target.to_json());
@@ -258,11 +326,17 @@ mod tests {
         let schema: Json = serde_json::from_str(SCHEMA).unwrap();
         let mut full = Target::built_in("h100-node").unwrap().clone();
         full.links.axes.insert("dp".into(), full.links.default);
+        full.device.product_shares = vec![Share { bytes: 1.0, share: 1.0 }];
+        full.device.caches = vec![Cache { bytes: 1.0, bandwidth: 1.0 }];
+        full.device.loops = Some(Loops { arithmetic: 1.0, functions: 1.0, dispatch: 1.0 });
         let full: Json = serde_json::from_str(&full.to_json()).unwrap();
         let objects = [
             ("", &schema),
             ("/device", &schema["$defs"]["device"]),
             ("/device/products", &schema["$defs"]["products"]),
+            ("/device/product_shares/0", &schema["$defs"]["share"]),
+            ("/device/caches/0", &schema["$defs"]["cache"]),
+            ("/device/loops", &schema["$defs"]["loops"]),
             ("/links", &schema["$defs"]["links"]),
             ("/links/default", &schema["$defs"]["link"]),
             ("/links/axes/dp", &schema["$defs"]["link"]),

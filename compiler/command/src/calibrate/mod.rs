@@ -3,7 +3,8 @@
 //! | question | file |
 //! |---|---|
 //! | the duration of a matrix product | [`products`] |
-//! | the memory bandwidth of a rank | `memory` |
+//! | what the functions of loops cost | `loops` |
+//! | the memory bandwidth of a rank, also of its caches | `memory` |
 //! | the duration of a collective | `collectives` |
 //! | fitting a latency and a rate to times and sizes | [`fit`] |
 //! | running a small program on ranks, and its fastest step | `program` |
@@ -12,6 +13,7 @@
 
 mod collectives;
 pub mod fit;
+mod loops;
 mod memory;
 pub mod products;
 mod program;
@@ -28,7 +30,7 @@ use std::time::Duration;
 use tpc_compiler::memory::available;
 use tpc_compiler::target::of_backend;
 use tpc_ir::DType;
-use tpc_passes::targets::{Link, Links, Products, Target};
+use tpc_passes::targets::{Cache, Link, Links, Loops, Products, Share, Target};
 use tpc_runtime::session::{Backend, MAX_RANKS};
 
 /// Measure this machine, and write a target for --target.
@@ -115,12 +117,15 @@ pub fn measure(name: &str, backend: Backend, ranks: usize, long: Duration) -> Ou
         Backend::Cuda => Vec::new(),
     };
     let sizes = products::sizes(backend);
-    let count = 2 * sizes.len() + 1 + groups.len() * collectives::each_group();
+    // A GPU hides functions by memory accesses, and its caches are small.
+    let is_cpu = backend == Backend::Cpu;
+    let of_loops = if is_cpu { loops::COUNT } else { 0 };
+    let count = 2 * sizes.len() + memory::count(backend) + of_loops + groups.len() * collectives::each_group();
     let machine = Ranks { backend, ranks, each: long / count as u32 };
     let mut lines = Vec::new();
     // A tiny product gives the launch time, and the fastest product gives the rate.
-    let mut products = |dtype: DType| -> Outcome<(f64, f64)> {
-        let (mut launch, mut rate) = (f64::INFINITY, 0.0f64);
+    let mut products = |dtype: DType| -> Outcome<(f64, f64, Vec<Share>)> {
+        let (mut launch, mut rate, mut rates) = (f64::INFINITY, 0.0f64, Vec::new());
         for &size in sizes {
             let (seconds, work) = (products::seconds(&machine, dtype, size)?, products::work(size));
             lines.push(format!(
@@ -129,12 +134,27 @@ pub fn measure(name: &str, backend: Backend, ranks: usize, long: Duration) -> Ou
                 work / seconds / 1e9
             ));
             (launch, rate) = (launch.min(seconds), rate.max(work / seconds));
+            rates.push(Share { bytes: products::bytes(dtype, size), share: work / (seconds - launch) });
         }
-        Ok((launch, rate))
+        // The smallest product takes a launch.
+        let shares = rates.into_iter().skip(1);
+        let shares = shares.map(|Share { bytes, share }| Share { bytes, share: rounded((share / rate).min(1.0)) });
+        Ok((launch, rate, shares.collect()))
     };
-    let ((launch, f32), (_, bf16)) = (products(DType::F32)?, products(DType::BF16)?);
-    let memory = memory::rate(&machine)?;
-    lines.push(format!("memory: {:.2} GB/s a rank", memory / 1e9));
+    let ((launch, f32, shares), (_, bf16, _)) = (products(DType::F32)?, products(DType::BF16)?);
+    let loops = if is_cpu { Some(loops::measure(&machine)?) } else { None };
+    if let Some(Loops { arithmetic, functions, dispatch }) = loops {
+        lines.push(format!(
+            "loops: {:.2} G additions/s and {:.2} G divisions or exponentials/s per rank, {:.2} ns for each in a row",
+            arithmetic / 1e9,
+            functions / 1e9,
+            dispatch * 1e9
+        ));
+    }
+    let memories = memory::measure(&machine, loops)?;
+    for Cache { bytes, bandwidth } in &memories {
+        lines.push(format!("memory: {:.2} GB/s a rank, touching {:.2} MB in turn", bandwidth / 1e9, bytes / 1e6));
+    }
     let mut points = Vec::new();
     for group in groups {
         for (what, point) in collectives::measure(&machine, group)? {
@@ -152,8 +172,24 @@ pub fn measure(name: &str, backend: Backend, ranks: usize, long: Duration) -> Ou
         f16: None,
         f64: None,
     };
-    target.device.memory = rounded(memory);
     target.device.launch = rounded(launch);
+    if let Some((last, caches)) = memories.split_last() {
+        target.device.memory = rounded(last.bandwidth);
+        // A larger array is not read faster than a smaller one.
+        let mut most = f64::INFINITY;
+        target.device.caches.clear();
+        for Cache { bytes, bandwidth } in caches {
+            most = most.min(*bandwidth);
+            let bandwidth = rounded(most.max(last.bandwidth));
+            target.device.caches.push(Cache { bytes: *bytes, bandwidth });
+        }
+    }
+    target.device.product_shares = if is_cpu { shares } else { Vec::new() };
+    target.device.loops = loops.map(|loops| Loops {
+        arithmetic: rounded(loops.arithmetic),
+        functions: rounded(loops.functions),
+        dispatch: rounded(loops.dispatch),
+    });
     if backend == Backend::Cpu {
         if let Some(bytes) = available() {
             target.device.capacity = rounded((bytes / ranks as u128) as f64);

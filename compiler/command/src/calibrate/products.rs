@@ -8,10 +8,10 @@ use tpc_ir::DType;
 use tpc_runtime::session::Backend;
 
 /// Rows and columns of the measured products, from one that takes little longer than its launch to one that fills the
-/// device.
+/// device. On a CPU, the operands of the last ones do not fit into the caches of a core.
 pub(super) fn sizes(backend: Backend) -> &'static [usize] {
     match backend {
-        Backend::Cpu => &[4, 128, 384, 768],
+        Backend::Cpu => &[4, 128, 384, 768, 1536],
         Backend::Cuda => &[16, 512, 2048, 8192],
     }
 }
@@ -27,7 +27,11 @@ const STEP: f64 = 1e8;
 /// Largest number of products in a step.
 const MOST: usize = 512;
 
-/// A program with a chain of products, each of the previous result with the same matrix.
+/// The products of a layer in a training step: of the forward pass, of the gradient of its input, of that of its weight. They
+/// read their operands along different dimensions.
+const FORMS: [&str; 3] = ["ab,bc->ac", "ab,cb->ac", "ba,bc->ac"];
+
+/// A program with a chain of products, each of the previous result with the same matrix, in all forms in turn.
 fn chain(machine: &Ranks, dtype: DType, size: usize, count: usize) -> String {
     let square = format!("{dtype}[{size}, {size}]");
     let mut text = format!("{}\n", machine.mesh());
@@ -36,7 +40,8 @@ fn chain(machine: &Ranks, dtype: DType, size: usize, count: usize) -> String {
     }
     for i in 0..count {
         let last = if i == 0 { 0 } else { i + 1 };
-        let _ = writeln!(text, "%{} = einsum \"ab,bc->ac\" %{last}, %1 : {square}  ; forward", i + 2);
+        let form = FORMS[i % FORMS.len()];
+        let _ = writeln!(text, "%{} = einsum \"{form}\" %{last}, %1 : {square}  ; forward", i + 2);
     }
     let _ = writeln!(text, "output result \"c\" %{}", count + 1);
     text
@@ -50,23 +55,31 @@ fn step(machine: &Ranks, dtype: DType, size: usize, count: usize) -> Outcome<f64
     machine.fastest(&mut session, |_, seconds| seconds)
 }
 
-/// Seconds of one product on every rank. A step has many small products, and the cost of starting a step is subtracted.
+/// Bytes of the operands and the result of a product of two square matrices.
+pub(super) fn bytes(dtype: DType, size: usize) -> f64 {
+    (3 * dtype.bytes() * size * size) as f64
+}
+
+/// Seconds of one product on every rank, on average over its forms. A step has many small products, and the cost of starting a
+/// step is subtracted.
 ///
 /// # Errors
 /// Ranks that cannot be started.
 pub(super) fn seconds(machine: &Ranks, dtype: DType, size: usize) -> Outcome<f64> {
-    let count = ((STEP / work(size)) as usize).clamp(1, MOST);
-    if count == 1 {
-        return step(machine, dtype, size, 1);
+    let forms = FORMS.len();
+    let count = ((STEP / work(size)) as usize).clamp(forms, MOST).next_multiple_of(forms);
+    if count == forms {
+        return Ok(step(machine, dtype, size, forms)? / forms as f64);
     }
     let half = Ranks { each: machine.each / 2, ..*machine };
-    let (many, one) = (step(&half, dtype, size, count)?, step(&half, dtype, size, 1)?);
-    // Because of noise, a single product can seem slower than many.
-    Ok(((many - one) / (count - 1) as f64).max(many / count as f64 * 0.1))
+    let (many, few) = (step(&half, dtype, size, count)?, step(&half, dtype, size, forms)?);
+    // Because of noise, a few products can seem slower than many.
+    Ok(((many - few) / (count - forms) as f64).max(many / count as f64 * 0.1))
 }
 
 /// Floating-point operations per second of this many CPU ranks that only compute f32 products. Each rank has its own
 /// product, whose matrices fit into the core's caches. The measurement takes the given time.
+///
 /// # Errors
 /// A host that cannot run so many.
 pub fn cached_rate(ranks: usize, each: Duration) -> Outcome<f64> {

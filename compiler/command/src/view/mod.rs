@@ -12,7 +12,7 @@ mod page;
 use crate::compared::Compared;
 use crate::files::{self, Files};
 use crate::given::Given;
-use crate::predicted::{Predicted, Prepared};
+use crate::predicted::{FIRST_RANK, Predicted, Prepared};
 use crate::{Failure, Outcome, Placement, Terminal};
 use clap::Args;
 use page::{Compiled, Page};
@@ -64,7 +64,7 @@ impl View {
         let target = &prepared.options.target;
         let page = Page {
             model: self.predicted.name(),
-            described: self.predicted.described(&prepared),
+            described: self.predicted.described(&prepared, FIRST_RANK),
             tokens: prepared.tokens,
             memory: self.predicted.memory(target),
             rate: self.predicted.rate(target),

@@ -17,13 +17,17 @@ use crate::parallel::in_parallel;
 use crate::program::{CompileOptions, Placed, Planned, plan_graph};
 use crate::rename::{Rename, renamed};
 use crate::shared_session::SharedSession;
+use crate::simulation::{Kind, Simulation};
 use crate::summary::{Summary, attribute};
 use crate::view::{Sources, View};
 use crate::why::Explainer;
 use std::cmp::Ordering::Equal;
+use std::iter::once;
 use tpc_ir::program::RankProgram;
 use tpc_ir::{Graph, InputId, Mesh};
 use tpc_passes::cost::product_flops;
+use tpc_passes::kinds::kinds;
+use tpc_passes::lower::events::Schedule;
 use tpc_passes::lower::{lower_rank, schedule};
 use tpc_passes::simulate::{Timeline, simulate};
 use tpc_passes::styles::Plan;
@@ -115,8 +119,13 @@ impl Prediction {
     /// The model's products as a share of what the devices can compute in the time of a step, where `rate` is the number of
     /// operations per second of one device (MFU; Chowdhery et al., "PaLM: scaling language modeling with pathways").
     pub fn utilization(&self, ranks: usize, rate: f64) -> f64 {
-        self.flops / (self.timeline.seconds * ranks as f64 * rate)
+        utilization(self.flops, self.timeline.seconds, ranks, rate)
     }
+}
+
+/// [`Prediction::utilization`] of so many operations in so many seconds.
+pub fn utilization(flops: f64, seconds: f64, ranks: usize, rate: f64) -> f64 {
+    flops / (seconds * ranks as f64 * rate)
 }
 
 /// A captured program, imported once, for which plans are predicted.
@@ -192,10 +201,26 @@ impl Workload {
     /// As [`Workload::predict`].
     pub fn why(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Explainer, Error> {
         let options = self.options(options);
-        let compiled = compile_rank(self.steady.clone(), mesh, plan, &options);
-        let OfRank { placed: Placed { placed, report, .. }, gathered, .. } =
-            compiled.map_err(|error| self.facts.explain(error))?;
+        let scheduled = scheduled(self.steady.clone(), mesh, plan, &options);
+        let Scheduled { placed: Placed { placed, report, .. }, gathered, .. } =
+            scheduled.map_err(|error| self.facts.explain(error))?;
         Explainer::of(placed, report, gathered, options)
+    }
+
+    /// Simulates a step of all ranks.
+    ///
+    /// # Errors
+    /// As [`Workload::predict`].
+    pub fn simulate(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Simulation, Error> {
+        let (steady, first) = self.scheduled(mesh, plan, options)?;
+        let graphs: Vec<&Graph> = once(&steady).chain(&first).map(|scheduled| &scheduled.placed.placed).collect();
+        let kinds = kinds(&graphs).into_iter().map(|ranks| {
+            let of = |scheduled: &Scheduled| scheduled.rank(ranks[0]);
+            let (program, first) = (of(&steady)?, first.as_ref().map(of).transpose()?);
+            Ok(Kind::of(ranks, program, first.as_ref(), &options.target))
+        });
+        let kinds = kinds.collect::<Result<Vec<_>, Error>>()?;
+        Ok(Simulation { mesh: mesh.clone(), kinds, flops: steady.flops, device: options.target.device.kind })
     }
 
     /// The options for compiling the step.
@@ -204,14 +229,23 @@ impl Workload {
         CompileOptions { step, ..options.clone() }
     }
 
-    fn compiled(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Compiled, Error> {
+    /// What all ranks have in common in the program that is simulated, and in that of the first step.
+    fn scheduled(
+        &self,
+        mesh: &Mesh,
+        plan: &Plan,
+        options: &CompileOptions,
+    ) -> Result<(Scheduled, Option<Scheduled>), Error> {
         let options = self.options(options);
-        let compile = |graph: &Graph| {
-            compile_rank(graph.clone(), mesh, plan, &options).map_err(|error| self.facts.explain(error))
-        };
-        let OfRank { program, flops, placed, .. } = compile(&self.steady)?;
-        let first = self.first.as_ref().map(compile).transpose()?.map(|first| first.program);
-        Ok(Compiled { program, first, flops, placed })
+        let of =
+            |graph: &Graph| scheduled(graph.clone(), mesh, plan, &options).map_err(|error| self.facts.explain(error));
+        Ok((of(&self.steady)?, self.first.as_ref().map(of).transpose()?))
+    }
+
+    fn compiled(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Compiled, Error> {
+        let (steady, first) = self.scheduled(mesh, plan, options)?;
+        let first = first.map(|first| first.rank(0)).transpose()?;
+        Ok(Compiled { program: steady.rank(0)?, first, flops: steady.flops, placed: steady.placed })
     }
 }
 
@@ -226,13 +260,22 @@ struct Compiled {
     placed: Placed,
 }
 
-/// A program of the first rank, and what it comes from.
-struct OfRank {
-    program: RankProgram,
-    flops: f64,
+/// A program as far as all ranks have it in common.
+struct Scheduled {
+    /// The placed program, in which every operation has a module.
     placed: Placed,
+    schedule: Schedule,
+    /// Floating-point operations of the products of the whole program.
+    flops: f64,
     /// The parameters that the plan gathers separately for the forward and the backward pass.
     gathered: Vec<InputId>,
+}
+
+impl Scheduled {
+    /// The program of a rank.
+    fn rank(&self, rank: usize) -> Result<RankProgram, Error> {
+        Ok(lower_rank(&self.placed.placed, &self.schedule, rank)?)
+    }
 }
 
 /// A candidate with its prediction, or the reason why it cannot be compiled.
@@ -311,15 +354,14 @@ pub fn fastest(
     }
 }
 
-/// The program of the first rank, the floating-point operations of the products of the whole program, and its placed form.
-fn compile_rank(graph: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<OfRank, Error> {
+/// Places and schedules a program.
+fn scheduled(graph: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Scheduled, Error> {
     let Planned { logical, annotations, mut placed, .. } =
         plan_graph(graph, mesh, plan, options, &SharedSession::default())?;
     attribute(&mut placed.placed);
     let schedule = schedule(&placed.placed, &options.target, &options.lower);
-    let program = lower_rank(&placed.placed, &schedule, 0)?;
     let gathered = annotations.gathered.into_keys().collect();
-    Ok(OfRank { program, flops: product_flops(&logical), placed, gathered })
+    Ok(Scheduled { flops: product_flops(&logical), placed, schedule, gathered })
 }
 
 #[cfg(test)]

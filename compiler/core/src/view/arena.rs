@@ -48,6 +48,19 @@ impl Held {
         Held::Others,
     ];
 
+    /// Its name, as in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Held::Parameters => "parameters",
+            Held::State => "state",
+            Held::Gradients => "gradients",
+            Held::Saved => "saved",
+            Held::Communication => "communication",
+            Held::Temporaries => "temporaries",
+            Held::Others => "others",
+        }
+    }
+
     fn of(content: Content, communicates: bool) -> Self {
         match content {
             Content::Input(InputKind::Parameter) => Held::Parameters,
@@ -121,7 +134,7 @@ pub(super) fn arena(
 }
 
 /// The bytes in use at each step, and after the last, by what they hold.
-fn in_steps(program: &RankProgram) -> Vec<[usize; 7]> {
+pub(crate) fn in_steps(program: &RankProgram) -> Vec<[usize; 7]> {
     let lives = lives(program);
     let mut communicates = vec![false; program.buffers.len()];
     for step in &program.steps {

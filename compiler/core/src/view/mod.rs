@@ -21,10 +21,12 @@ mod operations;
 mod search;
 mod timeline;
 
+pub(crate) use arena::in_steps;
 pub use arena::{Arena, Held, Holding, Moment};
 pub use modules::Module;
 pub use operations::{Dim, Listing, Operand, Operation, PartialSum, Placed, Section, Sent};
 pub use search::{AxesPlanned, Planned, Ruled, Searched};
+pub(crate) use timeline::clock;
 pub use timeline::{Action, Bins, Busy, Drawn, Execution, Stretch};
 
 use crate::summary::Summary;

@@ -148,7 +148,7 @@ struct Look<'a> {
 }
 
 /// When each step begins, and the end of the last.
-pub(super) fn clock(program: &RankProgram, timeline: &Timeline, device: DeviceKind) -> Vec<f64> {
+pub(crate) fn clock(program: &RankProgram, timeline: &Timeline, device: DeviceKind) -> Vec<f64> {
     let mut waits: HashMap<u32, usize> = HashMap::new();
     for (at, step) in program.steps.iter().enumerate() {
         if let program::Action::Wait { tag } = step.action {

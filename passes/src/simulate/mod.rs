@@ -2,18 +2,29 @@
 //!
 //! A kernel takes the time of its launch and then the longer of two times: its products at the device's rate, or one pass of
 //! its operands through memory (the roofline model of Williams, Waterman and Patterson, 2009). A collective takes the latency
-//! of its link plus the time for the bytes that a rank sends.
+//! of its link plus the time for the bytes that a rank sends. A measured profile says more of a CPU: products are slower if
+//! their operands are large, what was touched lately is in a cache, and the functions of loops take time of their own.
+//!
+//! | question | file |
+//! |---|---|
+//! | when each action of a rank begins and ends | this file |
+//! | what a kernel computes and moves, and how long it computes | `work` |
+//! | how long it takes to move that, given what the caches hold | `caches` |
 //!
 //! On a GPU, collectives run on a separate stream, one after the other, while kernels run. On a CPU, the rank itself adds and
 //! copies when it waits for a collective, so nothing overlaps.
 //!
 //! All ranks are assumed to be equally fast. Blocks of attention that a mask hides are counted like the others.
 
+mod caches;
+mod work;
+
 use crate::targets::Target;
-use std::collections::{BTreeSet, HashMap};
-use tpc_ir::attention::Attention;
-use tpc_ir::program::{Action, Collective, Contract, Instruction, Loop, RankProgram, Step, View};
-use tpc_ir::{DType, Mesh};
+use caches::Caches;
+use std::collections::HashMap;
+use tpc_ir::Mesh;
+use tpc_ir::program::{Action, Collective, RankProgram, Step};
+use work::Work;
 
 /// One of the activities of a rank that may overlap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -72,11 +83,17 @@ pub fn simulate(program: &RankProgram, target: &Target) -> Timeline {
     let (mut now, mut free): (f64, f64) = (0.0, 0.0);
     let mut in_flight: HashMap<u32, (usize, f64, f64)> = HashMap::new();
     let overlaps = target.device.kind.overlaps();
+    let mut caches = Caches::new(&target.device, program.arena_bytes);
+    if !target.device.caches.is_empty() {
+        // The step before has left in the caches what it touched last.
+        program.steps.iter().for_each(|step| caches.touch(Work::of(&step.action, &program.buffers).moved()));
+    }
     for (step, Step { action, .. }) in program.steps.iter().enumerate() {
         match action {
             Action::Start(collective) => {
                 let seconds = travel(collective, &program.mesh, target);
                 timeline.sent += collective.wire_bytes();
+                caches.touch(Work::of(action, &program.buffers).moved());
                 if overlaps {
                     let start = now.max(free);
                     free = start + seconds;
@@ -95,8 +112,8 @@ pub fn simulate(program: &RankProgram, target: &Target) -> Timeline {
                 }
             }
             action => {
-                let work = Work::of(action);
-                let seconds = work.seconds(target);
+                let work = Work::of(action, &program.buffers);
+                let seconds = work.seconds(&target.device, caches.seconds(work.moved()));
                 timeline.flops += work.flops;
                 timeline.add(step, Lane::Compute, now, seconds);
                 now += seconds;
@@ -119,85 +136,4 @@ impl Timeline {
 fn travel(collective: &Collective, mesh: &Mesh, target: &Target) -> f64 {
     let link = target.links.group(mesh, mesh.spanned(&collective.group));
     link.latency + collective.wire_bytes() / link.bandwidth
-}
-
-/// The work of a kernel.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Work {
-    /// Floating-point operations of products.
-    flops: f64,
-    /// The element type of the products' operands.
-    dtype: DType,
-    /// Bytes read and written.
-    bytes: f64,
-}
-
-impl Work {
-    fn of(action: &Action) -> Self {
-        let moves =
-            |views: &[&View]| Work { flops: 0.0, dtype: DType::F32, bytes: views.iter().map(|view| bytes(view)).sum() };
-        match action {
-            Action::Loop(Loop { dims, body }) => Work { bytes: touched(body, dims), ..moves(&[]) },
-            Action::Contract(contract) => Work::of_product(contract),
-            Action::Attention(attention) => Work::of_attention(attention),
-            Action::Take { index, out, .. } => moves(&[index, out, out]),
-            Action::ScatterAdd { index, update, out, .. } => moves(&[index, update, out]),
-            Action::Put { index, rows, .. } => moves(&[index, rows, rows]),
-            Action::Copy { from, to } | Action::CumSum { from, to, .. } => moves(&[from, to]),
-            Action::TopK { from, values, indices } => moves(&[from, values, indices]),
-            Action::Start(_) | Action::Wait { .. } => moves(&[]),
-        }
-    }
-
-    fn of_product(contract: &Contract) -> Self {
-        let dims: Vec<usize> = contract.dims().map(|dim| dim.size).collect();
-        let terms = dims.iter().chain(contract.k.iter().map(|dim| &dim.size)).map(|&n| n as f64).product::<f64>();
-        let written = match contract.epilogue.is_empty() {
-            true => bytes(&contract.out),
-            false => touched(&contract.epilogue, &dims),
-        };
-        let bytes = bytes(&contract.left) + bytes(&contract.right) + written;
-        Work { flops: 2.0 * terms, dtype: contract.left.dtype, bytes }
-    }
-
-    fn of_attention(attention: &Attention) -> Self {
-        let size = |dims: &[usize]| dims.iter().map(|&n| n as f64).product::<f64>();
-        let (scores, inner, width) = (size(&attention.dims), size(&attention.inner), size(&attention.width));
-        // Forward: the scores and the result. Backward: the scores again, and the gradients of scores, query, key and value.
-        let products = match &attention.backward {
-            None => inner + width,
-            Some(_) => 3.0 * inner + 2.0 * width,
-        };
-        let read: f64 = attention.operands().into_iter().map(|operand| bytes(&operand.view)).sum();
-        let query = &attention.query.view;
-        Work { flops: 2.0 * scores * products, dtype: query.dtype, bytes: read + bytes(query) }
-    }
-
-    /// Duration of a kernel with this work in seconds.
-    fn seconds(&self, target: &Target) -> f64 {
-        let device = &target.device;
-        device.launch + (self.flops / device.products.rate(self.dtype)).max(self.bytes / device.memory)
-    }
-}
-
-/// Bytes of the elements of a view.
-fn bytes(view: &View) -> f64 {
-    (view.elements() * view.dtype.bytes()) as f64
-}
-
-/// Bytes that a loop body reads and writes, where each element of each view counts once.
-fn touched(body: &[Instruction], dims: &[usize]) -> f64 {
-    let mut seen = BTreeSet::new();
-    let mut bytes = 0.0;
-    for instruction in body {
-        let (Instruction::Load { view, strides } | Instruction::Store { view, strides, .. }) = instruction else {
-            continue;
-        };
-        let is_store = matches!(instruction, Instruction::Store { .. });
-        if seen.insert((view.buffer, view.offset, strides, is_store)) {
-            let extents = dims.iter().zip(strides).filter(|(_, stride)| **stride != 0).map(|(&n, _)| n as f64);
-            bytes += extents.product::<f64>() * view.dtype.bytes() as f64;
-        }
-    }
-    bytes
 }
