@@ -11,7 +11,9 @@
 
 use crate::budget::{BudgetError, Taken, within};
 use crate::error::Error;
+use crate::fit::{fitted, or_fitted};
 use crate::program::CompileOptions;
+use std::cell::RefCell;
 use std::collections::HashSet;
 use tpc_ir::size::addressable;
 use tpc_ir::{Graph, InputId};
@@ -29,6 +31,7 @@ use tpc_passes::simulate::simulate;
 use tpc_passes::styles::Annotations;
 
 /// A program whose values all have placements.
+#[derive(Clone)]
 pub struct Placed {
     /// The program with the initial placements.
     pub propagated: Graph,
@@ -47,9 +50,13 @@ pub struct Placed {
 /// the memory of a rank.
 pub fn place(logical: &Graph, annotations: &Annotations, options: &CompileOptions) -> Result<Placed, Error> {
     let start = Start::of(logical, annotations, options)?;
-    match options.search.placements {
-        PlacementSource::Planned { memory } if annotations.mesh.ranks() > 1 => place_planned(&start, memory),
-        _ => place_for(&start, Aim::AsGiven),
+    match (options.search.placements, options.lower.memory) {
+        (PlacementSource::Planned, memory) if annotations.mesh.ranks() > 1 => place_planned(&start, memory),
+        (_, None) => place_for(&start, Aim::AsGiven),
+        (_, Some(limit)) => {
+            let placed = place_for(&start, Aim::AsGiven)?;
+            fitted(&start, placed, limit).map(|(placed, _)| placed)
+        }
     }
 }
 
@@ -57,7 +64,7 @@ pub fn place(logical: &Graph, annotations: &Annotations, options: &CompileOption
 pub(crate) struct Start<'a> {
     logical: &'a Graph,
     annotations: &'a Annotations,
-    options: &'a CompileOptions,
+    pub(crate) options: &'a CompileOptions,
     /// The program with the initial placements, which is checked.
     pub(crate) propagated: Graph,
 }
@@ -128,7 +135,16 @@ pub(crate) fn fastest<P>(
 }
 
 fn place_planned(start: &Start<'_>, memory: Option<usize>) -> Result<Placed, Error> {
-    let find = |aim| candidate(start, aim).map(|(placed, taken)| ((placed, aim), taken));
+    let limit = memory.unwrap_or(usize::MAX);
+    // The programs for which memory has no price.
+    let whole = RefCell::new(Vec::new());
+    let find = |aim: Aim| {
+        let (placed, taken) = candidate(start, aim)?;
+        if memory.is_some() && !aim.prices_memory() {
+            whole.borrow_mut().push(((placed.clone(), aim), taken));
+        }
+        Ok(((placed, aim), taken))
+    };
     let mut given = None;
     let last = |found: &[((Placed, Aim), Taken)]| {
         // Even if other work hid as much as it could, the placements of the plan would take at least half of their time.
@@ -142,14 +158,15 @@ fn place_planned(start: &Start<'_>, memory: Option<usize>) -> Result<Placed, Err
         given = Some(taken.seconds);
         Ok(Some((candidate, taken)))
     };
-    let ((best, aim), taken) = fastest(start.options, memory, |weights| find(Aim::Apart(weights)), last)?;
+    let found = fastest(start.options, memory, |weights| find(Aim::Apart(weights)), last);
+    let ((best, aim), taken) = or_fitted(start, found, whole.into_inner(), limit)?;
     let weights = match aim {
         Aim::Apart(weights) => weights,
         _ => Weights::TIME,
     };
     let (complete, takes) = candidate(start, Aim::Together(weights))?;
     let bound = complete.report.planner.as_ref().and_then(|report| report.bound);
-    let is_better = memory.is_none_or(|limit| takes.bytes <= limit) && takes.seconds <= taken.seconds;
+    let is_better = takes.bytes <= limit && takes.seconds <= taken.seconds;
     let (mut placed, taken) = if is_better { (complete, takes) } else { (best, taken) };
     if let Some(report) = &mut placed.report.planner {
         report.bound = bound;
@@ -160,7 +177,7 @@ fn place_planned(start: &Start<'_>, memory: Option<usize>) -> Result<Placed, Err
 
 /// Places a program for one aim of the planner.
 fn place_for(start: &Start<'_>, aim: Aim) -> Result<Placed, Error> {
-    let Start { logical, annotations, options, propagated } = start;
+    let Start { annotations, options, propagated, .. } = start;
     let CompileOptions { target, search, step, .. } = options;
     let (mut optimized, report) = optimize(propagated, target, search, aim);
     if step.micro_batches > 1 {
@@ -170,7 +187,15 @@ fn place_for(start: &Start<'_>, aim: Aim) -> Result<Placed, Error> {
     // Where memory has a price, a parameter that the planner does not keep gathered is gathered for each part of the step.
     let regathered = report.planner.iter().filter(|_| aim.prices_memory()).flat_map(|planner| &planner.regathered);
     let gathered: HashSet<&InputId> = annotations.gathered.keys().chain(regathered).collect();
-    let placed = reshard_after_forward(&optimized, &gathered);
+    checked(start, reshard_after_forward(&optimized, &gathered), report)
+}
+
+/// The stages of a program that was placed.
+///
+/// # Errors
+/// A program that fails its check.
+pub(crate) fn checked(start: &Start<'_>, placed: Graph, report: SearchReport) -> Result<Placed, Error> {
+    let Start { logical, annotations, propagated, .. } = start;
     check(&placed)?;
     let same = denotes(&placed, logical)?;
     let obligations = Obligations::of(logical, annotations).with_values(&placed, logical, annotations, &same);

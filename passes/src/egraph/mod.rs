@@ -65,8 +65,19 @@ pub fn improve(graph: &Graph, target: &Target, options: &SearchOptions) -> (Grap
     explain(&mut found.graph);
     let (before, after) = (graph_seconds(target, graph), graph_seconds(target, &found.graph));
     let Found { work, bounds, stop, extraction, rules, blocks, .. } = found;
-    let mut report =
-        SearchReport { before, after, declined: None, work, bounds, stop, extraction, rules, blocks, planner: None };
+    let mut report = SearchReport {
+        before,
+        after,
+        declined: None,
+        work,
+        bounds,
+        stop,
+        extraction,
+        rules,
+        blocks,
+        planner: None,
+        recomputed: None,
+    };
     if after > before {
         // Extraction adds up the gain of each move and guesses which collectives will share a bucket. The guess may be
         // wrong, so the cost of the whole program decides.
