@@ -4,7 +4,7 @@
 //!
 //! The caller says which of the saved values ([`Saved`]) are *dropped*. Operations of the backward pass that read a dropped
 //! value, or one that follows from it and is in no memory, read a copy. A copy reads what stays saved, inputs, and other
-//! copies, and comes right before its first reader. A kernel of attention is copied as a whole. Which values are worth
+//! copies, and comes right before its first reader that depends on the backward pass. A kernel of attention is copied as a whole. Which values are worth
 //! dropping is the question of [`candidates`].
 //!
 //! A copy is the same operation on equal values, collectives included, so the program denotes what it did, and random
@@ -26,13 +26,14 @@ pub mod candidates;
 pub mod report;
 
 use self::candidates::Candidate;
+use crate::lower::kernel::{is_free, is_loop_op};
 use crate::lower::saved::Saved;
 use crate::rebuild::{copy, rebuild};
 use petgraph::graph::NodeIndex;
 use rustc_hash::FxHashMap;
 use std::collections::HashSet;
 use tpc_ir::reason::Cause;
-use tpc_ir::{Graph, MapFn, Op, Origin, Phase, Value};
+use tpc_ir::{Boundary, Graph, MapFn, Op, Origin, Output, Phase, Region, Value};
 
 /// Saved values that are dropped after the forward pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,35 +60,52 @@ impl FromIterator<NodeIndex> for Dropped {
 
 /// Makes the backward pass compute dropped values a second time.
 pub fn rematerialize(graph: &Graph, saved: &Saved, dropped: &Dropped) -> Graph {
-    let copied = copied(graph, saved, dropped);
     let mut copier = Copier {
         graph,
-        copied,
+        copied: copied(graph, saved, dropped),
+        floating: floating(graph),
         prepared: prepared(graph),
         originals: FxHashMap::default(),
-        copies: FxHashMap::default(),
+        later: FxHashMap::default(),
         gathers: FxHashMap::default(),
     };
-    let (rewritten, _) = rebuild(graph, graph.mesh.clone(), |new, node, mut operands| {
-        let phase = graph.node(node).origin.phase;
-        if phase != Phase::Forward {
-            for (v, old) in operands.iter_mut().zip(graph.operands(node)) {
-                if copier.copied[old.node.index()] {
-                    *v = copier.copy(new, old);
-                }
-            }
-        }
-        let known = (phase == Phase::Backward).then(|| copier.gathered(node, &operands)).flatten();
-        let values = known.map_or_else(|| copy(new, graph, node, &operands), |known| vec![known.into()]);
-        if phase == Phase::Backward {
-            copier.note(node, &operands, values[0].node);
-        }
-        let results = (0u32..).map(|result| Value { node, result });
-        copier.originals.extend(results.zip(values.iter().copied()));
-        values
-    });
+    let mut new = Graph::new(graph.mesh.clone());
+    for node in graph.nodes().filter(|n| !copier.floating[n.index()]).collect::<Vec<_>>() {
+        copier.add(&mut new, node);
+    }
+    let moved =
+        |all: &[Boundary]| all.iter().map(|b| Boundary { value: copier.originals[&b.value], ..b.clone() }).collect();
+    new.outputs = graph.outputs.iter().map(|o| Output { value: copier.originals[&o.value], ..o.clone() }).collect();
+    new.regions = graph
+        .regions
+        .iter()
+        .map(|r| Region { path: r.path.clone(), arguments: moved(&r.arguments), results: moved(&r.results) })
+        .collect();
     // Operations of the forward pass that only the backward pass read are gone.
-    rebuild(&rewritten, rewritten.mesh.clone(), |new, node, operands| copy(new, &rewritten, node, &operands)).0
+    rebuild(&new, new.mesh.clone(), |swept, node, operands| copy(swept, &new, node, &operands)).0
+}
+
+/// The operations of the backward pass that could run at any time after the forward pass, by index: they are elementwise, reductions or
+/// views, and depend on the forward pass alone. They come right before the first other operation that depends on them, and so
+/// do the copies that they read.
+fn floating(graph: &Graph) -> Vec<bool> {
+    let mut fixed = vec![false; graph.len()];
+    for v in graph.outputs.iter().map(|o| o.value).chain(graph.regions.iter().flat_map(Region::values)) {
+        fixed[v.node.index()] = true;
+    }
+    let mut floating = vec![false; graph.len()];
+    for node in graph.nodes() {
+        let n = graph.node(node);
+        let is_early = |v: Value| floating[v.node.index()] || graph.node(v.node).origin.phase == Phase::Forward;
+        let is_cheap = is_loop_op(&n.op) || is_free(&n.op) && !matches!(n.op, Op::Input { .. });
+        let is_read_late = || graph.users(node).all(|(user, _)| graph.node(user).origin.phase == Phase::Backward);
+        floating[node.index()] = n.origin.phase == Phase::Backward
+            && is_cheap
+            && !fixed[node.index()]
+            && graph.operands(node).into_iter().all(is_early)
+            && is_read_late();
+    }
+    floating
 }
 
 /// The nodes that are copied, by index.
@@ -168,64 +186,82 @@ fn prepared(graph: &Graph) -> Vec<Option<Option<usize>>> {
     found
 }
 
-/// Copies nodes when they are first read.
+/// Builds the new program, and adds copies when they are first read.
 struct Copier<'a> {
     graph: &'a Graph,
     copied: Vec<bool>,
+    floating: Vec<bool>,
     /// The nodes that prepare an input, each with the micro-batch for which it does.
     prepared: Vec<Option<Option<usize>>>,
     /// The new value of every old one.
     originals: FxHashMap<Value, Value>,
-    /// The copy of every old node that was read.
-    copies: FxHashMap<NodeIndex, NodeIndex>,
+    /// The copies and floating operations of every old node that was read.
+    later: FxHashMap<NodeIndex, NodeIndex>,
     /// The new nodes of the backward pass that prepare an input for a micro-batch.
     gathers: FxHashMap<(Op, Vec<Value>, Option<usize>), NodeIndex>,
 }
 
 impl Copier<'_> {
-    /// The new node of the backward pass that prepares an input like an old node does.
-    fn gathered(&self, node: NodeIndex, operands: &[Value]) -> Option<NodeIndex> {
-        let micro_batch = self.prepared[node.index()]?;
-        self.gathers.get(&(self.graph.node(node).op.clone(), operands.to_vec(), micro_batch)).copied()
+    /// Adds a node that does not float, and what it reads.
+    fn add(&mut self, new: &mut Graph, node: NodeIndex) {
+        let n = self.graph.node(node);
+        let mut operands = self.graph.operands(node);
+        for v in &mut operands {
+            let is_later = self.floating[v.node.index()] || self.copied[v.node.index()];
+            *v = match n.origin.phase != Phase::Forward && is_later {
+                true => self.later(new, *v),
+                false => self.originals[v],
+            };
+        }
+        let added = match n.origin.phase {
+            Phase::Backward => self.prepare(new, node, &operands, n.origin.clone()),
+            _ => new.add(n.op.clone(), &operands, n.types.clone(), n.origin.clone()),
+        };
+        let results = (0..n.types.len() as u32).map(|result| (Value { node, result }, Value { node: added, result }));
+        self.originals.extend(results);
     }
 
-    /// Records a new node of the backward pass, if it prepares an input.
-    fn note(&mut self, node: NodeIndex, operands: &[Value], new: NodeIndex) {
-        if let Some(micro_batch) = self.prepared[node.index()] {
-            self.gathers.insert((self.graph.node(node).op.clone(), operands.to_vec(), micro_batch), new);
+    /// Adds a node of the backward pass, unless it prepares an input as an earlier one does.
+    fn prepare(&mut self, new: &mut Graph, node: NodeIndex, operands: &[Value], origin: Origin) -> NodeIndex {
+        let n = self.graph.node(node);
+        let mut add = || new.add(n.op.clone(), operands, n.types.clone(), origin.clone());
+        match self.prepared[node.index()] {
+            Some(micro_batch) => {
+                *self.gathers.entry((n.op.clone(), operands.to_vec(), micro_batch)).or_insert_with(add)
+            }
+            None => add(),
         }
     }
 
-    /// The copy of a value.
-    fn copy(&mut self, new: &mut Graph, value: Value) -> Value {
+    /// The copy of a value of the forward pass, or a floating value.
+    fn later(&mut self, new: &mut Graph, value: Value) -> Value {
         let mut open = vec![value.node];
         while let Some(&node) = open.last() {
-            if self.copies.contains_key(&node) {
+            if self.later.contains_key(&node) {
                 open.pop();
                 continue;
             }
-            let operands = self.graph.operands(node);
-            let missing = |v: &&Value| self.copied[v.node.index()] && !self.copies.contains_key(&v.node);
+            let mut operands = self.graph.operands(node);
+            let is_later = |v: &Value| self.floating[v.node.index()] || self.copied[v.node.index()];
             let before = open.len();
-            open.extend(operands.iter().filter(missing).map(|v| v.node));
+            open.extend(operands.iter().filter(|v| is_later(v) && !self.later.contains_key(&v.node)).map(|v| v.node));
             if open.len() > before {
                 continue;
             }
-            let translated = |v: &Value| match self.copies.get(&v.node) {
-                Some(&copy) => Value { node: copy, result: v.result },
-                None => self.originals[v],
-            };
-            let operands: Vec<Value> = operands.iter().map(translated).collect();
             open.pop();
-            let copy = self.gathered(node, &operands).unwrap_or_else(|| {
-                let n = self.graph.node(node);
-                let reason = n.origin.reason.and(Cause::Recomputed);
-                let origin = Origin { phase: Phase::Backward, reason, ..n.origin.clone() };
-                new.add(n.op.clone(), &operands, n.types.clone(), origin)
-            });
-            self.note(node, &operands, copy);
-            self.copies.insert(node, copy);
+            for v in &mut operands {
+                *v = match self.later.get(&v.node) {
+                    Some(&later) => Value { node: later, result: v.result },
+                    None => self.originals[v],
+                };
+            }
+            let mut origin = self.graph.node(node).origin.clone();
+            if self.copied[node.index()] {
+                origin = Origin { phase: Phase::Backward, reason: origin.reason.and(Cause::Recomputed), ..origin };
+            }
+            let later = self.prepare(new, node, &operands, origin);
+            self.later.insert(node, later);
         }
-        Value { node: self.copies[&value.node], result: value.result }
+        Value { node: self.later[&value.node], result: value.result }
     }
 }
