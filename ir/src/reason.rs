@@ -334,6 +334,8 @@ pub enum Cause {
     Rule(u32),
     /// A parameter is gathered a second time, for a later phase of the step.
     SecondGather,
+    /// A value of the forward pass is computed a second time, for the backward pass.
+    Recomputed,
     /// A plan, a data mode or an option asks for it.
     Demanded(Demand),
     /// A demand that concerns one axis, for a tensor that several demands shard.
@@ -351,6 +353,7 @@ const TOGETHER: &str = " wants its operands together";
 const LIKE: &str = "lies like ";
 const RULE: &str = "rule ";
 const SECOND_GATHER: &str = "gathered again";
+const RECOMPUTED: &str = "recomputed";
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -361,6 +364,7 @@ impl fmt::Display for Cause {
             Cause::Like(parameter) => write!(f, "{LIKE}{parameter}"),
             Cause::Rule(number) => write!(f, "{RULE}{number}"),
             Cause::SecondGather => f.write_str(SECOND_GATHER),
+            Cause::Recomputed => f.write_str(RECOMPUTED),
             Cause::Demanded(demand) => demand.fmt(f),
             Cause::On { axis, demand } => write!(f, "`{axis}`: {demand}"),
         }
@@ -386,6 +390,7 @@ impl Cause {
             })
             .or_else(|| text.strip_prefix(RULE)?.parse().ok().map(Cause::Rule))
             .or_else(|| (text == SECOND_GATHER).then_some(Cause::SecondGather))
+            .or_else(|| (text == RECOMPUTED).then_some(Cause::Recomputed))
             .or_else(|| {
                 let (axis, words) = text.strip_prefix('`')?.split_once("`: ")?;
                 is_name(axis).then(|| Cause::On { axis: axis.into(), demand: Demand::read(words) })
@@ -417,7 +422,7 @@ impl Cause {
             }
             Cause::Like(path) => (vec![path], None),
             Cause::Demanded(demand) | Cause::On { demand, .. } => (Vec::new(), Some(demand)),
-            Cause::Together(_) | Cause::Rule(_) | Cause::SecondGather => (Vec::new(), None),
+            Cause::Together(_) | Cause::Rule(_) | Cause::SecondGather | Cause::Recomputed => (Vec::new(), None),
         };
         if let Some(Entry::Module(path)) = demand.and_then(Demand::entry) {
             paths.push(path);
@@ -569,6 +574,7 @@ mod tests {
                 Cause::Like(odd.clone()),
                 Cause::Rule(24),
                 Cause::SecondGather,
+                Cause::Recomputed,
                 demand.clone().into(),
                 Cause::On { axis: "dp".into(), demand: demand.clone() },
             ];

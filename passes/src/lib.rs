@@ -15,6 +15,7 @@
 //! | how collectives are moved, merged and removed | [`egraph`] |
 //! | why a redistribution exists, and in which phase of the step | [`reasons`] |
 //! | which parameters are gathered a second time for the backward pass | [`reshard`] |
+//! | which values of the forward pass are computed a second time for the backward pass | [`mod@rematerialize`] |
 //! | what an operation costs | [`cost`] |
 //! | how fast a device and its links are | [`targets`] |
 //! | which ranks run programs of the same sizes | [`mod@kinds`] |
@@ -41,6 +42,7 @@ pub mod propagate;
 pub mod reasons;
 pub mod rebuild;
 pub mod redistribute;
+pub mod rematerialize;
 pub mod reshard;
 pub mod shorten;
 pub mod simulate;

@@ -436,7 +436,7 @@ fn reason(graph: &Graph, node: NodeIndex, causes: Vec<(How, &Source)>) -> Reason
             !whole && !said
         }
         Cause::Together(_) | Cause::Like(_) => !whole,
-        Cause::Rule(_) | Cause::SecondGather => true,
+        Cause::Rule(_) | Cause::SecondGather | Cause::Recomputed => true,
     });
     let kept: Vec<Cause> = kept.cloned().collect();
     let cuts = cuts.into_iter().map(|(how, cut)| match how {

@@ -170,7 +170,7 @@ fn deep_models_are_planned_once() {
     let weights = [Weights::TIME, Weights { byte: 1e-12, hidden: 0.3 }];
     let aims = weights.map(Aim::Apart).into_iter().chain([Aim::Together(Weights::TIME), Aim::AsGiven]);
     let aims: Vec<Aim> = aims.collect();
-    let options = SearchOptions { placements: PlacementSource::Planned { memory: None }, ..SearchOptions::default() };
+    let options = SearchOptions { placements: PlacementSource::Planned, ..SearchOptions::default() };
     let cpu = Target::cpu();
     for (name, config, block, (plan_name, on), target) in [
         ("llama", llama(9), "model.layers", ("tp-ddp", "dp=2,tp=2"), Target::h100_node()),

@@ -56,8 +56,7 @@ fn programs() -> Vec<Program> {
             options.gradients = i % 2 == 1;
             let is_planned = i % 3 == 2;
             if is_planned {
-                options.search =
-                    SearchOptions { placements: PlacementSource::Planned { memory: None }, ..SearchOptions::default() };
+                options.search = SearchOptions { placements: PlacementSource::Planned, ..SearchOptions::default() };
             }
             let (stages, constants) = (model.compile)(plan, mesh, &options);
             let feed = inputs(&stages.captured, 8, &constants);

@@ -130,8 +130,8 @@ fn tokens_are_those_of_transformers() {
             ("tp", "tp=2", PlacementSource::Given),
             ("tp", "tp=4", PlacementSource::Given),
             ("2d", "dp=2,tp=2", PlacementSource::Given),
-            ("tp", "tp=2", PlacementSource::Planned { memory: None }),
-            ("2d", "dp=2,tp=2", PlacementSource::Planned { memory: None }),
+            ("tp", "tp=2", PlacementSource::Planned),
+            ("2d", "dp=2,tp=2", PlacementSource::Planned),
         ] {
             let mut options = CompileOptions::for_cpu();
             options.search.placements = placements;

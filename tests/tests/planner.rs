@@ -53,8 +53,21 @@ impl Step {
     }
 
     fn place(&self, plan: &Plan, on: &str, target: &Target, search: SearchOptions) -> Result<Placed, Error> {
+        self.limited(plan, on, target, search, None)
+    }
+
+    /// A program that takes at most so many bytes.
+    fn limited(
+        &self,
+        plan: &Plan,
+        on: &str,
+        target: &Target,
+        search: SearchOptions,
+        memory: Option<usize>,
+    ) -> Result<Placed, Error> {
         let (logical, annotations) = parallelize_module(&self.0, &mesh(on), plan.clone(), None).unwrap();
-        place(&logical, &annotations, &CompileOptions { search, ..CompileOptions::new(target.clone()) })
+        let options = CompileOptions { search, lower: lower(memory), ..CompileOptions::new(target.clone()) };
+        place(&logical, &annotations, &options)
     }
 
     fn given(&self, plan: &Plan, on: &str, target: &Target) -> Placed {
@@ -62,7 +75,7 @@ impl Step {
     }
 
     fn planned(&self, plan: &Plan, on: &str, target: &Target) -> (Placed, PlannerReport) {
-        let placed = self.place(plan, on, target, planned(None)).unwrap();
+        let placed = self.place(plan, on, target, planned()).unwrap();
         let report = placed.report.planner.clone().unwrap();
         assert!(placed.report.after <= placed.report.before, "{report:?}");
         (placed, report)
@@ -70,28 +83,32 @@ impl Step {
 
     /// A plan that the planner completes.
     fn complete(&self, plan: &Plan, on: &str, target: &Target, memory: Option<usize>) -> Plan {
-        let options = CompileOptions { search: planned(memory), ..CompileOptions::new(target.clone()) };
+        let options = CompileOptions { search: planned(), lower: lower(memory), ..CompileOptions::new(target.clone()) };
         complete(&self.0, &mesh(on), plan, &options).unwrap()
     }
 }
 
-fn planned(memory: Option<usize>) -> SearchOptions {
-    SearchOptions { placements: PlacementSource::Planned { memory }, ..SearchOptions::default() }
+fn planned() -> SearchOptions {
+    SearchOptions { placements: PlacementSource::Planned, ..SearchOptions::default() }
 }
 
-fn first_rank(placed: &Placed, target: &Target) -> RankProgram {
-    let schedule = schedule(&placed.placed, target, &LowerOptions::default());
+fn lower(memory: Option<usize>) -> LowerOptions {
+    LowerOptions { memory, ..LowerOptions::default() }
+}
+
+fn first_rank(placed: &Placed, target: &Target, memory: Option<usize>) -> RankProgram {
+    let schedule = schedule(&placed.placed, target, &lower(memory));
     lower_rank(&placed.placed, &schedule, 0).unwrap()
 }
 
 /// Bytes that the first rank needs.
-fn size(placed: &Placed, target: &Target) -> usize {
-    first_rank(placed, target).arena_bytes
+fn size(placed: &Placed, target: &Target, memory: Option<usize>) -> usize {
+    first_rank(placed, target, memory).arena_bytes
 }
 
 /// Seconds that the first rank takes for a step, as the simulation predicts.
 fn time(placed: &Placed, target: &Target) -> f64 {
-    simulate(&first_rank(placed, target), target).seconds
+    simulate(&first_rank(placed, target, None), target).seconds
 }
 
 /// The plan `tp` says that the residual stream is replicated. The planner cuts it wherever that pays: its program never
@@ -180,19 +197,19 @@ fn memory_is_a_limit() {
     let target = Target::h100_node();
     let (tp, on) = (plan("tp"), "tp=8");
     let (free, _) = step.planned(&tp, on, target);
-    let most = size(&free, target);
+    let most = size(&free, target, None);
     let limit = most * 95 / 100;
-    let limited = step.place(&tp, on, target, planned(Some(limit))).unwrap();
-    let bytes = size(&limited, target);
+    let limited = step.limited(&tp, on, target, planned(), Some(limit)).unwrap();
+    let bytes = size(&limited, target, Some(limit));
     assert!(bytes <= limit, "{bytes} bytes where {limit} are allowed");
     assert!(time(&limited, target) >= time(&free, target) * (1.0 - 1e-3), "less memory takes no less time");
-    let Err(Error::Budget(error)) = step.place(&tp, on, target, planned(Some(1 << 30))).map(|_| ()) else {
+    let Err(Error::Budget(error)) = step.limited(&tp, on, target, planned(), Some(1 << 30)).map(|_| ()) else {
         panic!("a gibibyte does not hold the parameters")
     };
     assert_eq!(error.limit, 1 << 30);
     assert!(error.least <= limit && error.least > 1 << 34, "{error}");
-    let exactly = step.place(&tp, on, target, planned(Some(error.least))).unwrap();
-    assert_eq!(size(&exactly, target), error.least);
+    let exactly = step.limited(&tp, on, target, planned(), Some(error.least)).unwrap();
+    assert_eq!(size(&exactly, target, Some(error.least)), error.least);
     let shown = BudgetError { limit: 1 << 30, least: 1 << 35 }.to_string();
     insta::assert_snapshot!("impossible", shown);
 }
@@ -208,7 +225,7 @@ fn planned_programs_equal_the_unsharded_ones() {
         for (i, (name, on)) in meshes.into_iter().enumerate() {
             let mut options = CompileOptions::new(targets[i % 2].clone());
             let (given, _) = (model.compile)(name, on, &options);
-            options.search = planned(None);
+            options.search = planned();
             let (stages, constants) = (model.compile)(name, on, &options);
             different += usize::from(text::print(&given.placed) != text::print(&stages.placed));
             let feed = inputs(&stages.captured, 8, &constants);
@@ -225,10 +242,10 @@ fn planned_programs_equal_the_unsharded_ones() {
 fn small_programs_equal_the_unsharded_ones() {
     let llama = golden::llama(3);
     let mut options = CompileOptions::for_cpu();
-    options.search = planned(None);
+    options.search = planned();
     let bytes = |stages: &tpc_compiler::program::Stages| stages.ranks[0].arena_bytes;
     let (free, _) = step(&llama, "tp", "tp=2", &options);
-    options.search = planned(Some(bytes(&free) * 97 / 100));
+    options.lower.memory = Some(bytes(&free) * 97 / 100);
     let (small, constants) = step(&llama, "tp", "tp=2", &options);
     assert!(bytes(&small) <= bytes(&free) * 97 / 100);
     let feed = inputs(&small.captured, 8, &constants);
@@ -289,11 +306,11 @@ fn what_a_plan_says_is_kept() {
     let dims: Vec<_> = styled.map(|(node, _)| placed.placed.node(node).types[0].sharding.dims.clone()).collect();
     assert!(dims.len() == 2 && dims.iter().all(|dims| dims[0].is_empty() && dims[1].len() == 1), "{dims:?}");
     let free = step.complete(&Plan::new(), "x=8", target, None);
-    let most = size(&step.planned(&free, "x=8", target).0, target);
+    let most = size(&step.planned(&free, "x=8", target).0, target, None);
     let limit = most * 9 / 10;
     let small = step.complete(&Plan::new(), "x=8", target, Some(limit));
-    let limited = step.place(&small, "x=8", target, planned(Some(limit))).unwrap();
-    assert!(size(&limited, target) <= limit);
+    let limited = step.limited(&small, "x=8", target, planned(), Some(limit)).unwrap();
+    assert!(size(&limited, target, Some(limit)) <= limit);
 }
 
 /// Completed plans of every model give the unsharded results on ranks.
@@ -308,7 +325,7 @@ fn completed_plans_equal_the_unsharded_programs() {
             target.links.node = None;
             let mut options = CompileOptions::new(target);
             let (whole, constants) = (model.compile)("none", on, &options);
-            options.search = planned(None);
+            options.search = planned();
             let found = complete(&whole.captured, &mesh(on), &Plan::new(), &options).unwrap();
             cut += found.storage.len();
             let stages = compile_graph(whole.captured, &mesh(on), &found, &options).unwrap();
@@ -325,7 +342,7 @@ fn completed_plans_equal_the_unsharded_programs() {
 #[test]
 fn golden_text() {
     let mut options = CompileOptions::for_cpu();
-    options.search = planned(None);
+    options.search = planned();
     let (stages, _) = step(&golden::llama(1), "tp", "tp=2", &options);
     insta::assert_snapshot!("llama", text::print(&stages.placed));
 }

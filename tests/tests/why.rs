@@ -34,7 +34,7 @@ const PLANS: [(&str, &str, PlacementSource); 5] = [
     ("tp-sp", "tp=2", PlacementSource::Given),
     ("fsdp", "dp=2", PlacementSource::Given),
     ("tp-sp-fsdp", "dp=2,tp=2", PlacementSource::Given),
-    ("tp", "tp=2", PlacementSource::Planned { memory: None }),
+    ("tp", "tp=2", PlacementSource::Planned),
 ];
 
 /// The training step of a preset under a plan.

@@ -2,6 +2,7 @@
 
 use crate::columns::{Unit, aligned};
 use crate::given::Given;
+use crate::notes::note_recomputed;
 use crate::plans::axes;
 use crate::predicted::{FIRST_RANK, Predicted, Prepared};
 use crate::{Outcome, Placement, Terminal};
@@ -67,11 +68,14 @@ impl Costs {
 /// A plan or a mesh that does not exist; a plan that does not fit.
 pub(crate) fn summary(placement: &Placement, prepared: &Prepared, terminal: &mut Terminal) -> Outcome<Summary> {
     let mesh = placement.mesh()?;
-    let options = CompileOptions { search: placement.search()?, ..prepared.options.clone() };
+    let options = CompileOptions { search: placement.search()?, lower: placement.lower(), ..prepared.options.clone() };
     let plan = placement.completed(&prepared.workload, &mesh, &options)?;
     placement.note(&mesh, &plan, &options.target, terminal);
-    let summary = prepared.workload.summarize(&mesh, &plan, &options);
-    summary.map_err(|error| placement.failure(error))
+    let summary = prepared.workload.summarize(&mesh, &plan, &options).map_err(|error| placement.failure(error))?;
+    if let Some(recomputed) = &summary.recomputed {
+        note_recomputed(recomputed, terminal);
+    }
+    Ok(summary)
 }
 
 /// A line that begins with these words if a program needs more memory than a rank has.

@@ -25,7 +25,7 @@ use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::obligations::Obligations;
 use tpc_passes::check::{check, stored};
 use tpc_passes::egraph::SearchReport;
-use tpc_passes::lower::{LowerError, LowerOptions, lower, lower_rank, lower_ranks, schedule};
+use tpc_passes::lower::{LowerError, lower_rank, lower_ranks, lower_with, schedule};
 use tpc_passes::options::{StepOptions, on_captured, on_logical};
 use tpc_passes::planner::Aim;
 use tpc_passes::styles::annotations::{Annotation, Annotations, Constraint};
@@ -234,7 +234,8 @@ impl DumpIr {
         if to >= Stage::Placed && !self.json && self.placement.target.is_some() {
             terminal.note(described(&target));
         }
-        let options = CompileOptions { search, step, ..CompileOptions::new(target.clone()) };
+        let options =
+            CompileOptions { search, step, lower: self.placement.lower(), ..CompileOptions::new(target.clone()) };
         let plan = match (self.placement.placements, &programs[..]) {
             (Chosen::Auto, [Program::Captured(graph), ..]) => {
                 complete(graph, &mesh, &plan, &options).map_err(|e| self.placement.failure(facts.explain(e)))?
@@ -264,11 +265,11 @@ impl DumpIr {
         }
         if self.json {
             check_report(first)?;
-            let scheduled = schedule(first, &target, &LowerOptions::default());
+            let scheduled = schedule(first, &target, &options.lower);
             let failed = |error: LowerError| self.placement.failure(error.into());
             let mut ranks = lower_ranks(first, &scheduled).map_err(failed)?;
             for other in others {
-                share_arenas(&mut ranks, &lower(&other.graph, &target).map_err(failed)?);
+                share_arenas(&mut ranks, &lower_with(&other.graph, &target, &options.lower).map_err(failed)?);
             }
             self.note_capacity(&ranks, &target, terminal);
             return terminal
@@ -282,7 +283,7 @@ impl DumpIr {
             Stage::Rank => terminal.print(report::rank_text(first, self.rank)),
             Stage::Scheduled => {
                 let scheduled = |graph| {
-                    let lowered = lower_rank(graph, &schedule(graph, &target, &LowerOptions::default()), self.rank);
+                    let lowered = lower_rank(graph, &schedule(graph, &target, &options.lower), self.rank);
                     lowered.map_err(|error| self.placement.failure(error.into()))
                 };
                 let mut program = [scheduled(first)?];

@@ -81,6 +81,7 @@ use tpc_ir::mesh::MeshError;
 use tpc_ir::quote::cut;
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::egraph::rules::{Rule, RuleId, Tag, all_rules};
+use tpc_passes::lower::LowerOptions;
 use tpc_passes::styles::Plan;
 use tpc_passes::targets::Target;
 use tpc_runtime::Settings;
@@ -392,7 +393,7 @@ pub struct Placement {
     /// What decides the placements that the plan leaves open
     #[arg(long, value_enum, value_name = "WHO", default_value = "given")]
     pub placements: Chosen,
-    /// Memory of one rank that a program with planned placements must fit into, such as 80GiB or 80GB [default: any]
+    /// Memory of one rank that a program must fit into, such as 80GiB or 80GB [default: any]
     #[arg(long, value_name = "SIZE", value_parser = predicted::size)]
     pub memory_limit: Option<f64>,
 }
@@ -514,14 +515,8 @@ impl Placement {
     /// # Errors
     /// A rule that does not exist, that is named twice, or that `--fp` forbids.
     pub fn search(&self) -> Outcome<SearchOptions> {
-        if self.memory_limit.is_some() && self.placements == Chosen::Given {
-            return Err(Failure::new("--memory-limit is for --placements planned: the planner chooses what fits"));
-        }
-        let mut search = SearchOptions {
-            fp: self.fp.into(),
-            placements: self.placements.source(self.memory_limit),
-            ..SearchOptions::default()
-        };
+        let mut search =
+            SearchOptions { fp: self.fp.into(), placements: self.placements.source(), ..SearchOptions::default() };
         let mut named = HashSet::new();
         let options = [(&self.enable_rule, "enable"), (&self.disable_rule, "disable")];
         for (&number, verb) in options.iter().flat_map(|(numbers, verb)| numbers.iter().map(move |n| (n, verb))) {
@@ -548,12 +543,18 @@ impl Placement {
         Ok(search)
     }
 
+    /// The options of lowering.
+    pub fn lower(&self) -> LowerOptions {
+        LowerOptions { memory: self.memory_limit.map(|bytes| bytes as usize), ..LowerOptions::default() }
+    }
+
     /// The compiler's options for programs that run on a backend. `gradients` keeps the gradients as outputs; `seed` is
     /// the seed of random operations.
     ///
     /// # Errors
     /// The errors of [`Placement::search`] and [`Placement::target`].
     pub fn options(&self, backend: Backend, gradients: bool, seed: u64) -> Outcome<CompileOptions> {
-        Ok(CompileOptions { search: self.search()?, gradients, seed, ..CompileOptions::new(self.target(backend)?) })
+        let (search, lower) = (self.search()?, self.lower());
+        Ok(CompileOptions { search, lower, gradients, seed, ..CompileOptions::new(self.target(backend)?) })
     }
 }

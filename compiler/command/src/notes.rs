@@ -1,7 +1,7 @@
 //! Notes about a plan on a mesh that a user should see before waiting for a result: ranks that repeat the work of
 //! others, or have no work.
 
-use crate::columns::seconds;
+use crate::columns::{bytes, seconds};
 use crate::options::Chosen;
 use crate::{Placement, Terminal};
 use std::collections::HashSet;
@@ -11,6 +11,7 @@ use tpc_ir::{AxisId, Graph, InputKind, Mesh};
 use tpc_passes::egraph::rules::RuleId;
 use tpc_passes::egraph::{Extraction, FloatingPoint, SearchOptions, SearchReport, Stop};
 use tpc_passes::planner::PlannerReport;
+use tpc_passes::rematerialize::report::RecomputeReport;
 use tpc_passes::styles::Plan;
 use tpc_passes::targets::Target;
 
@@ -76,6 +77,23 @@ pub(crate) fn note_search(report: &SearchReport, terminal: &mut Terminal) {
     if let Some(planner) = report.planner.as_ref().filter(|planner| !planner.steps.is_empty()) {
         note_planner(planner, terminal);
     }
+    if let Some(recomputed) = &report.recomputed {
+        note_recomputed(recomputed, terminal);
+    }
+}
+
+/// Notes what a program computes a second time so that it fits into memory.
+pub(crate) fn note_recomputed(report: &RecomputeReport, terminal: &mut Terminal) {
+    let RecomputeReport { values, bytes: [more, less], seconds: [fast, slow] } = report;
+    let all: usize = values.iter().map(|value| value.values).sum();
+    terminal.note(format!(
+        "{all} values of the forward pass are computed a second time for the backward pass: {} of memory a rank instead of \
+         {}, {} a step instead of {}, as simulated",
+        bytes(*less as f64),
+        bytes(*more as f64),
+        seconds(*slow),
+        seconds(*fast)
+    ));
 }
 
 /// Notes what the planner gained, and how far from the best placements it can be.

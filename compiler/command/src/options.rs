@@ -70,11 +70,11 @@ impl Chosen {
         self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
     }
 
-    /// The source of placements, where a planned program may take that many bytes on a rank.
-    pub fn source(self, memory: Option<f64>) -> PlacementSource {
+    /// The source of placements.
+    pub fn source(self) -> PlacementSource {
         match self {
             Chosen::Given => PlacementSource::Given,
-            Chosen::Planned | Chosen::Auto => PlacementSource::Planned { memory: memory.map(|bytes| bytes as usize) },
+            Chosen::Planned | Chosen::Auto => PlacementSource::Planned,
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::columns::{aligned, bytes, seconds};
 use crate::given::Given;
 use crate::options::Chosen;
 use crate::predicted::{Predicted, Prepared};
+use crate::report;
 use crate::{Failure, Outcome, Terminal, target_named};
 use clap::Args;
 use serde_json::{Value as Json, json};
@@ -58,7 +59,10 @@ impl Plans {
         let Prepared { workload, mut options, tokens } =
             self.predicted.prepare(CompileOptions::new(target), given, terminal)?;
         let memory = self.predicted.memory(&options.target);
-        options.search.placements = self.placements.source(Some(memory));
+        options.search.placements = self.placements.source();
+        if self.placements != Chosen::Given {
+            options.lower.memory = Some(memory as usize);
+        }
         let mut all = candidates(self.ranks as usize);
         if self.placements == Chosen::Auto {
             all.extend(open_candidates(self.ranks as usize));
@@ -147,7 +151,7 @@ impl Report<'_> {
             }
             match &row.predicted {
                 Ok(predicted) => {
-                    let Prediction { timeline, arena_bytes, flops } = predicted;
+                    let Prediction { timeline, arena_bytes, flops, recomputed } = predicted;
                     json["fits"] = json!(row.fits(self.memory));
                     json["seconds"] = json!(timeline.seconds);
                     json["compute_seconds"] = json!(timeline.busy(Lane::Compute));
@@ -157,6 +161,9 @@ impl Report<'_> {
                     json["arena_bytes"] = json!(arena_bytes);
                     json["model_flops"] = json!(flops);
                     json["mfu"] = json!(self.utilization(row, predicted));
+                    if let Some(report) = recomputed {
+                        json["recomputed"] = report::recomputed(report);
+                    }
                 }
                 Err(error) => json["error"] = json!(error.to_string()),
             }

@@ -11,6 +11,7 @@ use tpc_passes::egraph::rules::all_rules;
 use tpc_passes::egraph::{RuleWork, SearchReport};
 use tpc_passes::lower::events::{Schedule, why};
 use tpc_passes::planner::{AxesReport, PlannerReport};
+use tpc_passes::rematerialize::report::{RecomputeReport, Recomputed};
 use tpc_passes::targets::Target;
 
 /// A group of equal collectives, and how many of them a step executes.
@@ -210,6 +211,22 @@ fn search(report: &SearchReport, mesh: &Mesh) -> Json {
         "crowded": work.crowded,
         "seconds_before": before, "seconds": after, "declined": report.declined, "rules": rules.collect::<Vec<_>>(),
         "planner": report.planner.as_ref().map(|planner| planned(planner, mesh)),
+        "recomputed": report.recomputed.as_ref().map(recomputed),
+    })
+}
+
+/// What is computed a second time.
+pub(crate) fn recomputed(report: &RecomputeReport) -> Json {
+    let value = |value: &Recomputed| {
+        json!({
+            "module": value.module.to_string(), "operation": value.operation, "values": value.values,
+            "bytes": value.bytes,
+        })
+    };
+    let RecomputeReport { values, bytes: [bytes_before, bytes], seconds: [seconds_before, seconds] } = report;
+    json!({
+        "bytes_before": bytes_before, "bytes": bytes, "seconds_before": seconds_before, "seconds": seconds,
+        "values": values.iter().map(value).collect::<Vec<_>>(),
     })
 }
 

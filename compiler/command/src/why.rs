@@ -48,7 +48,11 @@ impl Why {
         let (mesh, what) = (self.placement.mesh()?, read(&words)?);
         self.placement.plan()?;
         let prepared = self.predicted.prepare(self.placement.options(Backend::Cpu, false, 0)?, given, terminal)?;
-        let options = CompileOptions { search: self.placement.search()?, ..prepared.options.clone() };
+        let options = CompileOptions {
+            search: self.placement.search()?,
+            lower: self.placement.lower(),
+            ..prepared.options.clone()
+        };
         let plan = self.placement.completed(&prepared.workload, &mesh, &options)?;
         self.placement.note(&mesh, &plan, &options.target, terminal);
         let why = prepared.workload.why(&mesh, &plan, &options);

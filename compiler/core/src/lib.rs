@@ -11,6 +11,7 @@
 //! | translating burn's operations to the IR | [`import`] |
 //! | compile, launch, step | [`program`] |
 //! | why that failed | [`error`] |
+//! | whether a program fits into the memory of a rank, and what it computes a second time so that it does | [`budget`], `fit` |
 //! | under which names plans and files know parameters | [`rename`] |
 //! | what a session gets before its first step | `feed` |
 //! | programs of one session that share parameters | `shared_session` |
@@ -36,6 +37,7 @@ mod data;
 pub mod error;
 pub mod explain;
 mod feed;
+mod fit;
 pub mod generate;
 pub mod import;
 pub mod memory;

@@ -15,9 +15,11 @@
 
 use crate::budget::{BudgetError, Taken, within};
 use crate::error::Error;
+use crate::fit::{fitted, or_fitted};
 use crate::parallel::in_parallel;
 use crate::program::CompileOptions;
 use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
 use tpc_ir::size::addressable;
 use tpc_ir::{Graph, InputId};
 use tpc_passes::check::check;
@@ -69,12 +71,14 @@ pub fn place_for(
     aim: Option<Aim>,
 ) -> Result<Placed, Error> {
     let start = Start::of(logical, annotations, options)?;
-    match options.search.placements {
-        PlacementSource::Planned { memory } if annotations.mesh.ranks() > 1 => place_planned(&start, memory, aim),
-        _ => {
-            let given = improved(&start, Aim::AsGiven);
-            finished(&start, given)
-        }
+    let memory = options.lower.memory;
+    if options.search.placements == PlacementSource::Planned && annotations.mesh.ranks() > 1 {
+        return place_planned(&start, memory, aim);
+    }
+    let placed = finished(&start, improved(&start, Aim::AsGiven))?;
+    match memory {
+        Some(limit) => fitted(&start, placed, limit).map(|(placed, _)| placed),
+        None => Ok(placed),
     }
 }
 
@@ -82,7 +86,7 @@ pub fn place_for(
 pub(crate) struct Start<'a> {
     logical: &'a Graph,
     annotations: &'a Annotations,
-    options: &'a CompileOptions,
+    pub(crate) options: &'a CompileOptions,
     /// The program with the initial placements, which is checked.
     pub(crate) propagated: Graph,
     /// The same with few occurrences of what repeats.
@@ -114,8 +118,9 @@ pub(crate) fn shares(options: &CompileOptions) -> &'static [f64] {
 }
 
 /// A program for an aim of the planner, optimized but not proven.
+#[derive(Clone)]
 pub(crate) struct Candidate {
-    aim: Aim,
+    pub(crate) aim: Aim,
     form: Form,
     graph: Graph,
     report: SearchReport,
@@ -223,17 +228,20 @@ fn of_step(start: &Start<'_>, optimized: &Graph) -> Graph {
 ///
 /// # Errors
 /// A program that fails its check.
-fn finished(start: &Start<'_>, candidate: Candidate) -> Result<Placed, Error> {
+pub(crate) fn finished(start: &Start<'_>, candidate: Candidate) -> Result<Placed, Error> {
     let Candidate { aim, form, graph, report, .. } = candidate.repeated(start);
-    match proven(start, &graph, report) {
+    match proven(start, of_step(start, &graph), report) {
         Err(_) if form == Form::Repeated => finished(start, improved_whole(start, aim)),
         placed => placed,
     }
 }
 
-fn proven(start: &Start<'_>, optimized: &Graph, report: SearchReport) -> Result<Placed, Error> {
+/// A placed program with both proofs and what the plan obliges it to.
+///
+/// # Errors
+/// A program that fails its check.
+pub(crate) fn proven(start: &Start<'_>, placed: Graph, report: SearchReport) -> Result<Placed, Error> {
     let Start { logical, annotations, propagated, .. } = start;
-    let placed = of_step(start, optimized);
     check(&placed)?;
     let same = denotes(&placed, logical)?;
     let obligations = Obligations::of(logical, annotations).with_values(&placed, logical, annotations, &same);
@@ -290,6 +298,13 @@ pub(crate) fn fastest<P: Send>(
     best.ok_or_else(|| BudgetError { limit, least }.into())
 }
 
+/// What was found to be the best.
+enum Best {
+    Candidate(Box<Candidate>),
+    /// A program that may compute values a second time.
+    Placed(Box<Placed>, Aim),
+}
+
 /// The best candidate. If there is an aim, and its program fits into `memory`, that is the best, and it is not asked how much
 /// cheaper others could be.
 ///
@@ -297,9 +312,18 @@ pub(crate) fn fastest<P: Send>(
 /// No candidate fits; a program that fails its check.
 fn place_planned(start: &Start<'_>, memory: Option<usize>, aim: Option<Aim>) -> Result<Placed, Error> {
     let fits = |taken: Taken| memory.is_none_or(|limit| taken.bytes <= limit);
-    let measured = |candidate: Candidate| candidate.measured(start);
+    // The programs for which memory has no price.
+    let whole: Mutex<Vec<(Candidate, Taken)>> = Mutex::default();
+    let measured = |candidate: Candidate| {
+        let is_new = candidate.taken.is_none();
+        let (candidate, taken) = candidate.measured(start)?;
+        if is_new && memory.is_some() && !candidate.aim.prices_memory() {
+            whole.lock().unwrap_or_else(PoisonError::into_inner).push((candidate.clone(), taken));
+        }
+        Ok::<_, Error>((candidate, taken))
+    };
     if let Some(aim) = aim {
-        let (candidate, taken) = measured(improved(start, aim))?;
+        let (candidate, taken) = improved(start, aim).measured(start)?;
         if fits(taken) {
             return finished(start, candidate);
         }
@@ -318,17 +342,39 @@ fn place_planned(start: &Start<'_>, memory: Option<usize>, aim: Option<Aim>) -> 
         Ok(Some((candidate, taken.seconds)))
     };
     let find = |weights| candidate(start, Aim::Apart(weights));
-    let (mut best, mut taken) = fastest(start.options, memory, find, last, measured)?;
-    let weights = if let Aim::Apart(weights) = best.aim { weights } else { Weights::TIME };
+    let found = fastest(start.options, memory, find, last, measured);
+    let (mut best, mut taken) = match memory {
+        None => found.map(|(candidate, taken)| (Best::Candidate(candidate.into()), taken))?,
+        Some(limit) => {
+            let found = found.and_then(|(candidate, taken)| {
+                let aim = candidate.aim;
+                Ok(((finished(start, candidate)?, aim), taken))
+            });
+            let mut whole = whole.into_inner().unwrap_or_else(PoisonError::into_inner);
+            // They were measured on several threads, so their order says nothing.
+            let share = |aim: Aim| if let Aim::Apart(weights) = aim { weights.hidden } else { 0.0 };
+            whole.sort_by(|(a, _), (b, _)| share(b.aim).total_cmp(&share(a.aim)));
+            let ((placed, aim), taken) = or_fitted(start, found, whole, limit)?;
+            (Best::Placed(placed.into(), aim), taken)
+        }
+    };
+    let aim = match &best {
+        Best::Candidate(candidate) => candidate.aim,
+        Best::Placed(_, aim) => *aim,
+    };
+    let weights = if let Aim::Apart(weights) = aim { weights } else { Weights::TIME };
     let (complete, seconds) = candidate(start, Aim::Together(weights))?;
     let bound = complete.report.planner.as_ref().and_then(|report| report.bound);
     if seconds <= taken.seconds {
-        let (complete, takes) = measured(complete)?;
+        let (complete, takes) = complete.measured(start)?;
         if fits(takes) && takes.seconds <= taken.seconds {
-            (best, taken) = (complete, takes);
+            (best, taken) = (Best::Candidate(complete.into()), takes);
         }
     }
-    let mut placed = finished(start, best)?;
+    let mut placed = match best {
+        Best::Candidate(candidate) => finished(start, *candidate)?,
+        Best::Placed(placed, _) => *placed,
+    };
     if let Some(report) = &mut placed.report.planner {
         report.bound = bound;
         report.simulated = given.map(|given| [given, taken.seconds]);

@@ -8,6 +8,7 @@
 //! | one program per rank | `lower_sharing_inputs`, in [`compile_graph`] |
 //! | a session | `launch` of the compiled program |
 
+use crate::budget::BudgetError;
 use crate::capture::{Captured, Init, Number, StepScalars, TrainingCapture};
 use crate::error::Error;
 use crate::explain::Facts;
@@ -122,6 +123,11 @@ pub(crate) fn compile_graph_in(
     let Planned { captured, logical, annotations, placed: Placed { propagated, placed, obligations, report } } =
         plan_graph(captured, mesh, plan, options, session)?;
     let ranks = lower_sharing_inputs(&placed, &options.target, &options.lower, &session.programs)?;
+    // The first rank, which decided, usually has the largest shards.
+    let least = ranks.iter().map(|rank| rank.arena_bytes).max().unwrap_or(0);
+    if let Some(limit) = options.lower.memory.filter(|&limit| limit < least) {
+        return Err(BudgetError { limit, least }.into());
+    }
     session.check(&ranks)?;
     Ok(Stages { captured, logical, annotations, propagated, placed, obligations, report, ranks })
 }

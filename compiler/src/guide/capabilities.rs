@@ -32,8 +32,10 @@
 //!   ([costs](super::costs#thousands-of-ranks))
 //! - The fastest built-in plan for a number of ranks: `tpc plans`, `--plan auto`, [`Trainer::auto`](crate::Trainer::auto)
 //!   ([`costs`](super::costs))
-//! - Placements that the plan leaves open, chosen for the target with a proof of how far from the cheapest they can be, within
-//!   a limit on memory: `--placements planned` ([`costs`](super::costs#planned-placements))
+//! - Placements that the plan leaves open, chosen for the target with a proof of how far from the cheapest they can be:
+//!   `--placements planned` ([`costs`](super::costs#planned-placements))
+//! - A limit on the memory of a rank, which selective and full activation checkpointing meet without being asked for:
+//!   `--memory-limit`, [`Trainer::memory_limit`](crate::Trainer::memory_limit) ([`costs`](super::costs#planned-placements))
 //! - Targets: the rates of a device and of the links of each axis, built in, measured by `tpc calibrate`, or written by hand
 //!   ([`targets`](crate::targets)). Gradients are reduced hierarchically where one axis is slower than another.
 //!
@@ -60,8 +62,6 @@
 //! - A plan for a model without any: the planner does not choose where parameters lie. Pipeline parallelism.
 //! - Attention with sharded keys as one kernel.
 //! - Useful overlap on CPU threads: there, a collective makes progress only while its rank waits.
-//! - Rematerialization of products. Attention and elementwise values are recomputed where that is cheaper than keeping
-//!   them.
 //! - Under burn-train: accumulation of gradients over batches, optimizers by group, batches that grow after the first.
 //! - Mixtures of experts, and prompts that join a batch during generation.
 //! - Keeping several programs of a trainer loaded on a GPU: programs that alternate are loaded again each time.

@@ -90,19 +90,21 @@
 //! --placements planned` shows what changes. The placements of the plan are not tried where they would take longer even if
 //! everything overlapped.
 //!
-//! Time is what is minimized. `--memory-limit` limits what a rank needs, which is exact: the size of the arena. Values that the
-//! backward pass reads then lie where they take less memory, and weights are gathered a second time. If nothing fits, the
-//! error says how much the smallest program needs. In Rust:
+//! Time is what is minimized. `--memory-limit`, with any placements, limits what a rank needs, which is exact: the size of the
+//! arena. The backward pass then computes values of the forward pass a second time: cheap ones first, then products and
+//! attention, in as many blocks as it takes (selective and full activation checkpointing). Planned placements also lie where they
+//! take less memory, and weights are gathered a second time. Of all programs that fit, the one with the fastest simulated step is taken; if nothing fits, the error says how much
+//! the smallest program needs. `tpc dump-ir --json` lists what is computed a second time, and in the text such operations have
+//! the reason `recomputed`. In Rust:
 //!
 //! ```
 //! use tpc::search::{PlacementSource, SearchOptions};
-//! let placements = PlacementSource::Planned { memory: Some(12 << 30) };
-//! let search = SearchOptions { placements, ..SearchOptions::default() };
+//! let search = SearchOptions { placements: PlacementSource::Planned, ..SearchOptions::default() };
 //! # fn with<M: burn::module::Module + 'static, O: burn::optim::Optimizer + 'static>(
 //! #     trainer: tpc::Trainer<M, O>,
 //! #     search: SearchOptions,
 //! # ) -> tpc::Trainer<M, O> {
-//! trainer.search(search)
+//! trainer.search(search).memory_limit(12 << 30)
 //! # }
 //! ```
 //!

@@ -87,6 +87,7 @@ pub fn improve_as(
         rules,
         blocks: Vec::new(),
         planner: None,
+        recomputed: None,
     };
     if after > before {
         // Extraction adds up the gain of each move and guesses which collectives will share a bucket. The guess may be

@@ -4,6 +4,7 @@ use super::limits::Bounds;
 use super::rules::RuleId;
 use super::stop::{Extraction, Stop};
 use crate::planner::PlannerReport;
+use crate::rematerialize::report::RecomputeReport;
 use std::collections::BTreeMap;
 
 /// What a search counted.
@@ -60,6 +61,8 @@ pub struct SearchReport {
     pub blocks: Vec<(String, usize)>,
     /// What the planner did, if it chose placements.
     pub planner: Option<PlannerReport>,
+    /// What is computed a second time, so that the program fits into memory.
+    pub recomputed: Option<RecomputeReport>,
 }
 
 impl SearchReport {

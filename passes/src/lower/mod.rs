@@ -31,6 +31,7 @@ pub mod group;
 pub mod kernel;
 mod memory;
 mod recompute;
+pub mod saved;
 pub mod schedule;
 mod turn;
 
@@ -66,6 +67,8 @@ pub struct LowerOptions {
     pub in_flight: usize,
     /// The fraction by which overlap may enlarge the arena of a rank.
     pub memory_growth: f64,
+    /// Bytes that the arena of a rank may have. Overlap may use all of them, and nothing more if they do not suffice.
+    pub memory: Option<usize>,
 }
 
 impl Default for LowerOptions {
@@ -79,6 +82,7 @@ impl Default for LowerOptions {
             epilogues: true,
             in_flight: 32,
             memory_growth: 0.1,
+            memory: None,
         }
     }
 }
@@ -150,6 +154,12 @@ pub fn lower_ranks(graph: &Graph, schedule: &Schedule) -> Result<Vec<RankProgram
 
 /// The schedule that all ranks have in common.
 pub fn schedule(graph: &Graph, target: &Target, options: &LowerOptions) -> Schedule {
+    let kernels = bucket::buckets(graph, kernels(graph, options), target, options);
+    schedule::schedule(graph, kernels, target, options)
+}
+
+/// The kernels of a program, each collective alone.
+fn kernels(graph: &Graph, options: &LowerOptions) -> Vec<Kernel> {
     let mut kernels = group::kernels(graph, options.attention);
     if options.recompute {
         kernels = recompute::recompute(graph, kernels);
@@ -157,8 +167,7 @@ pub fn schedule(graph: &Graph, target: &Target, options: &LowerOptions) -> Sched
     if options.epilogues {
         kernels = epilogue::join(graph, kernels);
     }
-    let kernels = bucket::buckets(graph, kernels, target, options);
-    schedule::schedule(graph, kernels, target, options)
+    kernels
 }
 
 /// The kernels of a program, as far as they do not depend on a target: elementwise operations in loops, attention, and

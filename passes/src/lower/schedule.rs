@@ -21,17 +21,21 @@
 //! all parameters would be in memory at once, and a collective that a kernel waits for would queue after them. Each
 //! starts when a kernel has waited for the one that is read before it over the same axes, so that at most two blocks
 //! are in memory. Where collectives overlap with kernels, it also starts when nothing is in flight and its reader is
-//! within the window.
+//! within the window. **Collectives of the backward pass on values of the forward pass**, such as those that are computed a
+//! second time ([`crate::rematerialize`]), could start long before they are needed as well. Each starts when its reader is
+//! within the window and the one before it over the same axes is done.
 //!
 //! Memory: a schedule may need at most `1 + memory_growth` times the arena of the same program without overlap,
 //! measured exactly on rank 0, which has the largest shards. Otherwise a smaller window is tried, then none, then as many
-//! bytes in flight as the arena may grow by, then no prefetch, and then no overlap.
+//! bytes in flight as the arena may grow by, then no prefetch, and then no overlap. Where memory has a limit
+//! ([`LowerOptions::memory`]), a schedule may need that much, and each of these is also tried with collectives that are waited
+//! for as soon as they should be complete, which frees what they read.
 //!
 //! The order depends on global types only, so all ranks start the same collectives in the same order (`check_ranks.rs`
 //! proves that for the emitted programs). At most [`LowerOptions::in_flight`] collectives are in flight.
 
 use super::bucket::gathers;
-use super::depend::{Dependences, is_converted_input};
+use super::depend::{Dependences, is_converted_input, source};
 use super::events::{Event, Schedule};
 use super::kernel::Kernel;
 use super::{LowerOptions, emit, memory};
@@ -39,7 +43,7 @@ use crate::cost;
 use crate::targets::Target;
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
-use tpc_ir::{AxisSet, Graph, Type};
+use tpc_ir::{AxisSet, Graph, Phase, Type};
 
 /// The moves that a schedule may make.
 #[derive(Clone, Copy, PartialEq)]
@@ -51,6 +55,9 @@ struct Freedom {
     idle: bool,
     /// Most bytes of operands and results that may be in flight at once before a kernel needs the results.
     bytes: usize,
+    /// Whether a collective is waited for as soon as it has had the time that it takes, not only before its first reader. What
+    /// it reads is then free.
+    prompt: bool,
 }
 
 /// Orders kernels and collectives.
@@ -66,11 +73,14 @@ pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, target: &Target, opt
         program.arena_bytes
     };
     let least = arena(&best);
-    let growth = (least as f64 * options.memory_growth) as usize;
+    let growth = match options.memory {
+        Some(limit) => limit.saturating_sub(least),
+        None => (least as f64 * options.memory_growth) as usize,
+    };
     let found = Dependences::new(graph, &best.kernels);
     let costs: Vec<f64> = best.kernels.iter().map(|k| seconds(graph, k, target)).collect();
     let idle = target.device.kind.overlaps();
-    let freedom = |window, prefetch, bytes| Freedom { window, prefetch, idle, bytes };
+    let freedom = |window, prefetch, bytes| Freedom { window, prefetch, idle, bytes, prompt: false };
     let mut tries = vec![
         freedom(options.window, true, usize::MAX),
         freedom(options.window / 4, true, usize::MAX),
@@ -83,6 +93,11 @@ pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, target: &Target, opt
     ];
     // Where nothing overlaps, a few more bytes in flight gain nothing.
     tries.retain(|freedom| idle || freedom.bytes == usize::MAX);
+    if idle && options.memory.is_some() {
+        let fewer = [growth / 2, growth / 4].map(|bytes| freedom(options.window / 4, true, bytes));
+        tries.extend(fewer);
+        tries = tries.into_iter().flat_map(|freedom| [freedom, Freedom { prompt: true, ..freedom }]).collect();
+    }
     tries.dedup();
     for freedom in tries {
         let order = Walk::new(graph, &best.kernels, &found, &costs, options, freedom).run();
@@ -122,8 +137,10 @@ struct Walk<'a> {
     found: &'a Dependences,
     users: Vec<Vec<usize>>,
     collective: Vec<bool>,
-    /// The gathers of inputs, each with the previous one over the same axes.
+    /// The gathers of inputs and the repeated collectives, each with the previous one over the same axes.
     gathers: BTreeMap<usize, Option<usize>>,
+    /// Collectives of the backward pass on values of the forward pass.
+    repeated: BTreeSet<usize>,
     axes: Vec<AxisSet>,
     seconds: &'a [f64],
     /// The bytes of the operands and results of each collective on the first rank.
@@ -158,7 +175,9 @@ impl<'a> Walk<'a> {
         }
         let collective: Vec<bool> = kernels.iter().map(|k| k.as_collective().is_some()).collect();
         let axes: Vec<AxisSet> = kernels.iter().map(|k| graph.node(k.first()).op.axes()).collect();
-        let mut early: Vec<usize> = (0..n).filter(|&k| gathers(graph, &kernels[k], is_converted_input)).collect();
+        let repeated: BTreeSet<usize> = (0..n).filter(|&k| is_repeated(graph, &kernels[k])).collect();
+        let is_early = |&k: &usize| gathers(graph, &kernels[k], is_converted_input) || repeated.contains(&k);
+        let mut early: Vec<usize> = (0..n).filter(is_early).collect();
         early.sort_by_key(|&k| found.readers[k].first());
         let (mut gathers, mut last) = (BTreeMap::new(), BTreeMap::new());
         for k in early {
@@ -180,6 +199,7 @@ impl<'a> Walk<'a> {
             ahead: (0..n).filter(|&k| collective[k]).collect(),
             collective,
             gathers,
+            repeated,
             axes,
             seconds,
             bytes,
@@ -212,6 +232,10 @@ impl<'a> Walk<'a> {
                 let hidden = worked.min(flight.left);
                 flight.left -= hidden;
                 worked -= hidden;
+            }
+            if self.freedom.prompt {
+                let complete: Vec<usize> = self.in_flight.iter().filter(|f| f.left <= 0.0).map(|f| f.kernel).collect();
+                complete.into_iter().for_each(|k| self.finish(k));
             }
         }
         while let Some(&k) = self.ahead.first() {
@@ -275,6 +299,9 @@ impl<'a> Walk<'a> {
         for k in self.startable.clone() {
             let due = match self.gathers.get(&k) {
                 None => true,
+                Some(before) if self.repeated.contains(&k) => {
+                    self.freedom.prefetch && before.is_none_or(|b| self.done[b]) && self.is_near(k, head)
+                }
                 Some(before) => {
                     let idle =
                         || self.freedom.idle && self.in_flight.iter().all(|f| f.left <= 0.0) && self.is_near(k, head);
@@ -334,6 +361,16 @@ impl<'a> Walk<'a> {
             }
         }
     }
+}
+
+/// Whether a kernel is a collective of a later phase on values that the forward pass computes.
+fn is_repeated(graph: &Graph, kernel: &Kernel) -> bool {
+    let phase = |node: NodeIndex| graph.node(node).origin.phase;
+    let repeats = |&n: &NodeIndex| {
+        let operand = source(graph, graph.operands(n)[0].node);
+        phase(n) != Phase::Forward && phase(operand) == Phase::Forward && !is_converted_input(graph, operand)
+    };
+    kernel.as_collective().is_some_and(|nodes| nodes.iter().all(repeats))
 }
 
 /// The bytes that the first rank holds for a collective in flight: of its operands and its results.

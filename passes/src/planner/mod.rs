@@ -58,10 +58,7 @@ pub enum PlacementSource {
     Given,
     /// The planner chooses them. What the plan says of values inside the program is only where the planner begins;
     /// parameters, states, data and results stay where the plan has them.
-    Planned {
-        /// Bytes of memory that the program may take on a rank; none if there is no limit.
-        memory: Option<usize>,
-    },
+    Planned,
 }
 
 /// What the planner is to do.

@@ -80,7 +80,7 @@ impl View {
 /// Compiles a plan for the page.
 fn compiled(placement: &Placement, prepared: &Prepared, terminal: &mut Terminal) -> Outcome<Compiled> {
     let mesh = placement.mesh()?;
-    let options = CompileOptions { search: placement.search()?, ..prepared.options.clone() };
+    let options = CompileOptions { search: placement.search()?, lower: placement.lower(), ..prepared.options.clone() };
     let plan = placement.completed(&prepared.workload, &mesh, &options)?;
     placement.note(&mesh, &plan, &options.target, terminal);
     match prepared.workload.view(&mesh, &plan, &options) {

@@ -36,7 +36,9 @@ impl Workload {
 /// # Errors
 /// The errors of [`Workload::predict`].
 pub fn complete(captured: &Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Plan, Error> {
-    let PlacementSource::Planned { memory } = options.search.placements else { return Ok(plan.clone()) };
+    if options.search.placements == PlacementSource::Given {
+        return Ok(plan.clone());
+    }
     let plan = &Plan { allow_unused_axes: true, ..plan.clone() };
     let prepared = |plan: &Plan| prepare(captured.clone(), mesh, plan, options, &SharedSession::default());
     let Prepared { logical, annotations, .. } = prepared(plan)?;
@@ -61,5 +63,10 @@ pub fn complete(captured: &Graph, mesh: &Mesh, plan: &Plan, options: &CompileOpt
         Ok(Some(((plan.clone(), taken), taken.seconds)))
     };
     let measure = |(plan, taken)| Ok(((plan, taken), taken));
-    fastest(options, memory, find, last, measure).map(|((plan, _), _)| plan)
+    let found = match fastest(options, options.lower.memory, &find, last, measure) {
+        // The fastest plan may fit if its program computes values a second time.
+        Err(Error::Budget(_)) => fastest(options, None, find, last, measure),
+        found => found,
+    };
+    found.map(|((plan, _), _)| plan)
 }

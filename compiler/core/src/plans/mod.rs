@@ -29,6 +29,7 @@ use tpc_passes::cost::product_flops;
 use tpc_passes::kinds::kinds;
 use tpc_passes::lower::events::Schedule;
 use tpc_passes::lower::{lower_rank, schedule};
+use tpc_passes::rematerialize::report::RecomputeReport;
 use tpc_passes::simulate::{Timeline, simulate};
 use tpc_passes::styles::Plan;
 use tpc_passes::styles::plan::BUILT_IN;
@@ -113,6 +114,8 @@ pub struct Prediction {
     pub arena_bytes: usize,
     /// Floating-point operations of the model's products in a step, independent of the mesh.
     pub flops: f64,
+    /// What is computed a second time, so that the program fits into memory.
+    pub recomputed: Option<RecomputeReport>,
 }
 
 impl Prediction {
@@ -169,9 +172,10 @@ impl Workload {
     /// # Errors
     /// As [`compile_training`](crate::program::compile_training).
     pub fn predict(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Prediction, Error> {
-        let Compiled { program, first, flops, .. } = self.compiled(mesh, plan, options)?;
+        let Compiled { program, first, flops, placed } = self.compiled(mesh, plan, options)?;
         let arena_bytes = first.map_or(0, |first| first.arena_bytes).max(program.arena_bytes);
-        Ok(Prediction { timeline: simulate(&program, &options.target), arena_bytes, flops })
+        let timeline = simulate(&program, &options.target);
+        Ok(Prediction { timeline, arena_bytes, flops, recomputed: placed.report.recomputed })
     }
 
     /// What the compiler makes of the program under a plan, as seen by the first rank.
@@ -191,8 +195,9 @@ impl Workload {
     /// # Errors
     /// As [`Workload::predict`].
     pub fn summarize(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Summary, Error> {
-        let Compiled { program, first, .. } = self.compiled(mesh, plan, options)?;
-        Ok(Summary::of(&program, first.as_ref(), &options.target))
+        let Compiled { program, first, placed, .. } = self.compiled(mesh, plan, options)?;
+        let recomputed = placed.report.recomputed;
+        Ok(Summary { recomputed, ..Summary::of(&program, first.as_ref(), &options.target) })
     }
 
     /// The program under a plan, to ask why its values lie where they do.

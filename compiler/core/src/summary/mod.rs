@@ -27,6 +27,7 @@ pub use rows::{Amount, ByModule, Modules, Row, rows};
 
 use tpc_ir::Mesh;
 use tpc_ir::program::RankProgram;
+use tpc_passes::rematerialize::report::RecomputeReport;
 use tpc_passes::simulate::simulate;
 use tpc_passes::targets::Target;
 
@@ -44,6 +45,8 @@ pub struct Summary {
     pub arena_bytes: usize,
     /// The bytes of the arena when most of it is in use. They add up to its size.
     pub peak: ByModule<Content, usize>,
+    /// What is computed a second time, so that the program fits into memory.
+    pub recomputed: Option<RecomputeReport>,
 }
 
 impl Summary {
@@ -58,6 +61,7 @@ impl Summary {
             parts: cost::parts(program, &timeline, target.device.kind),
             arena_bytes: larger.arena_bytes,
             peak: peak::peak(larger),
+            recomputed: None,
         }
     }
 

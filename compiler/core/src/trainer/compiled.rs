@@ -47,7 +47,7 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
         }
         let (aliases, states) = (capture.first.aliases.clone(), capture.states.clone());
         if settings.complete && settings.compile.search.placements == PlacementSource::Given {
-            settings.compile.search.placements = PlacementSource::Planned { memory: None };
+            settings.compile.search.placements = PlacementSource::Planned;
         }
         if settings.auto.is_some() || settings.complete {
             let workload = Workload::of_training(&capture, &str::to_string)?;

@@ -279,6 +279,14 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
         self
     }
 
+    /// The bytes of memory that a step may take on a rank. If it would take more, values of the forward pass are computed a
+    /// second time for the backward pass. By default there is no limit.
+    #[must_use]
+    pub fn memory_limit(mut self, bytes: usize) -> Self {
+        self.settings.compile.lower.memory = Some(bytes);
+        self
+    }
+
     /// The processes that run one rank each, from [`join`](tpc_runtime::launch::join). Every process makes the same
     /// calls on its trainer. By default all ranks are threads of this process.
     #[must_use]

@@ -17,7 +17,7 @@ use tpc_ir::text::operation;
 use tpc_ir::{Graph, InputId, Op, Value};
 use tpc_passes::cost;
 use tpc_passes::lower::{lower_rank, schedule};
-use tpc_passes::planner::{self, Ban, Forbidden, PlacementSource, Weights, Without, kind, plan_without};
+use tpc_passes::planner::{self, Ban, Forbidden, Weights, Without, kind, plan_without};
 use tpc_passes::reshard::reshard_after_forward;
 use tpc_passes::simulate::simulate;
 use tpc_passes::targets::Target;
@@ -180,10 +180,7 @@ fn input(graph: &Graph, value: Value) -> Option<InputId> {
 /// The fastest program that keeps to prohibitions, by a simulation of the first rank, for any of the planner's weights.
 /// Parameters of `kept` are not gathered a second time.
 fn planned(why: &Explainer, forbidden: &[Forbidden], kept: &HashSet<InputId>) -> Result<Found, Error> {
-    let limit = match why.options.search.placements {
-        PlacementSource::Planned { memory } => memory.unwrap_or(usize::MAX),
-        PlacementSource::Given => usize::MAX,
-    };
+    let limit = why.options.lower.memory.unwrap_or(usize::MAX);
     let mut best: Option<(f64, Found)> = None;
     let mut impossible = false;
     for &hidden in shares(&why.options) {

@@ -265,7 +265,7 @@ impl Ways {
         SearchOptions {
             disabled: RuleId::all().filter(|rule| self.disabled.contains(&rule.number())).collect(),
             blocks: self.blocks,
-            placements: if self.planned { PlacementSource::Planned { memory: None } } else { PlacementSource::Given },
+            placements: if self.planned { PlacementSource::Planned } else { PlacementSource::Given },
             ..SearchOptions::default()
         }
     }
@@ -281,6 +281,7 @@ impl Ways {
             epilogues: self.epilogues,
             in_flight: self.in_flight,
             memory_growth: self.memory_growth,
+            memory: None,
         }
     }
 
