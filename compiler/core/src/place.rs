@@ -197,7 +197,7 @@ impl Candidate {
 pub(crate) fn candidate(start: &Start<'_>, aim: Aim) -> Result<(Candidate, f64), Error> {
     let candidate = improved(start, aim);
     if let Some(short) = start.short.as_ref().filter(|_| candidate.form == Form::Short) {
-        let lower = LowerOptions { memory_growth: UNLIMITED, ..start.options.lower.clone() };
+        let lower = LowerOptions { memory_growth: UNLIMITED, memory: None, ..start.options.lower };
         let seconds = |graph: &Graph| taken(start, graph, &lower).map(|taken| taken.seconds);
         if let Some(seconds) = short.extrapolated(&of_step(start, &candidate.graph), seconds)? {
             return Ok((candidate, seconds));

@@ -64,7 +64,7 @@ pub struct Device {
     /// The share of their rate that products reach, by the bytes of their operands and results, the smallest first. Between
     /// two sizes it follows the logarithm of the size. Without an entry, products reach their rate.
     pub product_shares: Vec<Share>,
-    /// What the functions of loops cost. None if they cost nothing besides their memory accesses, as on a GPU.
+    /// What the functions of loops cost. None if they cost nothing in addition to their memory accesses, as on a GPU.
     pub loops: Option<Loops>,
     /// Memory that is faster than `memory` for what was touched lately, the smallest first.
     pub caches: Vec<Cache>,

@@ -63,7 +63,7 @@ pub fn complete(captured: &Graph, mesh: &Mesh, plan: &Plan, options: &CompileOpt
         Ok(Some(((plan.clone(), taken), taken.seconds)))
     };
     let measure = |(plan, taken)| Ok(((plan, taken), taken));
-    let found = match fastest(options, options.lower.memory, &find, last, measure) {
+    let found = match fastest(options, options.lower.memory, find, last, measure) {
         // The fastest plan may fit if its program computes values a second time.
         Err(Error::Budget(_)) => fastest(options, None, find, last, measure),
         found => found,
