@@ -1,10 +1,10 @@
 //! Fits a placed program into the memory of a rank by computing values of the forward pass a second time.
 //!
 //! Which values are dropped, and in which order, is a function of the program alone: the cheapest candidate comes first
-//! ([`Prices`]), and it stays dropped if the program becomes smaller, measured exactly without overlap. The programs on this way
-//! do not depend on the limit. Of the candidate with which the program first fits, only as many occurrences are dropped as are
-//! needed, the first blocks of the model before the last. Dropping more leaves room in which more collectives overlap, so all
-//! later programs on the way are simulated as well, and the fastest that fits is taken.
+//! ([`Prices`]), and it stays dropped if the program becomes smaller, measured exactly without overlap. The programs on
+//! this way do not depend on the limit. Of the candidate with which the program first fits, only as many occurrences
+//! are dropped as are needed, the first blocks of the model before the last. Dropping more leaves room in which more
+//! collectives overlap, so all later programs on the way are simulated as well, and the fastest that fits is taken.
 
 use crate::budget::{BudgetError, Taken};
 use crate::error::Error;
@@ -111,8 +111,8 @@ impl Whole<'_> {
     }
 }
 
-/// The fastest program that fits into `limit` bytes, and what it takes: the placed program, or one that computes values of it a
-/// second time.
+/// The fastest program that fits into `limit` bytes, and what it takes: the placed program, or one that computes values
+/// of it a second time.
 ///
 /// # Errors
 /// None fits; a program that fails its check.
@@ -151,8 +151,8 @@ pub(crate) fn fitted(start: &Start<'_>, placed: Placed, limit: usize) -> Result<
     Ok((checked(start, graph, report)?, best))
 }
 
-/// Of what was found to fit, and of programs that fit if they compute values a second time, the fastest. Of the latter, the
-/// fastest and the smallest of `whole` are tried.
+/// Of what was found to fit, and of programs that fit if they compute values a second time, the fastest. Of the latter,
+/// the fastest and the smallest of `whole` are tried.
 ///
 /// # Errors
 /// None fits; the errors of [`fitted`].

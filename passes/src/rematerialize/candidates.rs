@@ -1,9 +1,9 @@
 //! Which saved values are worth dropping, in which order.
 //!
-//! Values that are alike in the blocks of a model are one [`Candidate`]: they have the same operation and types, and their
-//! modules differ in the indices of lists only. Candidates are taken by their price: the seconds that the copies take more,
-//! for each byte that is saved more, given those that were taken before. So a value that is cheap to compute from others
-//! comes before a product, and a product before the collective that it needs.
+//! Values that are alike in the blocks of a model are one [`Candidate`]: they have the same operation and types, and
+//! their modules differ in the indices of lists only. Candidates are taken by their price: the seconds that the copies
+//! take more, for each byte that is saved more, given those that were taken before. So a value that is cheap to compute
+//! from others comes before a product, and a product before the collective that it needs.
 
 use super::{Dropped, copied};
 use crate::cost;

@@ -1,15 +1,17 @@
-//! Computes values of the forward pass a second time for the backward pass, so that they need not stay in memory in between
-//! (activation checkpointing: Griewank and Walther, "Revolve", 2000; Chen et al., "Training deep nets with sublinear
-//! memory cost", 2016).
+//! Computes values of the forward pass a second time for the backward pass, so that they need not stay in memory in
+//! between (activation checkpointing: Griewank and Walther, "Revolve", 2000; Chen et al., "Training deep nets with
+//! sublinear memory cost", 2016).
 //!
-//! The caller says which of the saved values ([`Saved`]) are *dropped*. Operations of the backward pass that read a dropped
-//! value, or one that follows from it and is in no memory, read a copy. A copy reads what stays saved, inputs, and other
-//! copies, and comes right before its first reader that depends on the backward pass. A kernel of attention is copied as a whole. Which values are worth
-//! dropping is the question of [`candidates`].
+//! The caller says which of the saved values ([`Saved`]) are *dropped*. Operations of the backward pass that read a
+//! dropped value, or one that follows from it and is in no memory, read a copy. A copy reads what stays saved, inputs,
+//! and other copies, and comes right before its first reader that depends on the backward pass. A kernel of attention
+//! is copied as a whole. Which values are worth dropping is the question of [`candidates`].
 //!
 //! A copy is the same operation on equal values, collectives included, so the program denotes what it did, and random
-//! numbers are the same, since they are functions of seed, stream and position. Where the backward pass gathers a parameter
-//! anyway ([`crate::reshard`]), copies read that gather, which then comes earlier.
+//! numbers are the same, since they are functions of seed, stream and position. Results on a device are equal up to
+//! rounding, because the kernels of the program are fused in other ways: a product and a sum in one loop are rounded
+//! once, and a value that an epilogue reads from the product is not rounded to the element type of memory. Where the
+//! backward pass gathers a parameter anyway ([`crate::reshard`]), copies read that gather, which then comes earlier.
 //!
 //! ```text
 //! before                                            after, with %5 dropped
@@ -85,9 +87,9 @@ pub fn rematerialize(graph: &Graph, saved: &Saved, dropped: &Dropped) -> Graph {
     rebuild(&new, new.mesh.clone(), |swept, node, operands| copy(swept, &new, node, &operands)).0
 }
 
-/// The operations of the backward pass that could run at any time after the forward pass, by index: they are elementwise, reductions or
-/// views, and depend on the forward pass alone. They come right before the first other operation that depends on them, and so
-/// do the copies that they read.
+/// The operations of the backward pass that could run at any time after the forward pass, by index: they are
+/// elementwise, reductions or views, and depend on the forward pass alone. They come right before the first other
+/// operation that depends on them, and so do the copies that they read.
 fn floating(graph: &Graph) -> Vec<bool> {
     let mut fixed = vec![false; graph.len()];
     for v in graph.outputs.iter().map(|o| o.value).chain(graph.regions.iter().flat_map(Region::values)) {
@@ -132,8 +134,8 @@ fn copied(graph: &Graph, saved: &Saved, dropped: &Dropped) -> Vec<bool> {
     copied
 }
 
-/// The values of the forward pass that the backward pass cannot have without copies, by index: dropped values, those that
-/// follow from them and are not saved, and attention that computes or reads such a value.
+/// The values of the forward pass that the backward pass cannot have without copies, by index: dropped values, those
+/// that follow from them and are not saved, and attention that computes or reads such a value.
 fn stale(graph: &Graph, saved: &Saved, dropped: &Dropped) -> Vec<bool> {
     let mut kept: HashSet<NodeIndex> = saved.nodes.iter().copied().filter(|&n| !dropped.has(n)).collect();
     loop {
@@ -161,8 +163,8 @@ fn is_at_hand(graph: &Graph, node: NodeIndex) -> bool {
     matches!(graph.node(node).op, Op::Input { .. } | Op::Fill(_) | Op::Iota)
 }
 
-/// For every node, by index, whether it gathers, converts or transposes an input and nothing more, and the micro-batch of its first
-/// other reader.
+/// For every node, by index, whether it gathers, converts or transposes an input and nothing more, and the micro-batch
+/// of its first other reader.
 fn prepared(graph: &Graph) -> Vec<Option<Option<usize>>> {
     let mut prepares = vec![false; graph.len()];
     for node in graph.nodes() {
