@@ -7,8 +7,8 @@
 //! collectives overlap, so all later programs on the way are simulated as well, and the fastest that fits is taken.
 
 use crate::budget::{BudgetError, Taken};
+use crate::candidate::{Candidate as Found, Placed, Start, finished, proven};
 use crate::error::Error;
-use crate::place::{Candidate as Found, Placed, Start, finished, proven};
 use crate::program::CompileOptions;
 use tpc_ir::Graph;
 use tpc_passes::egraph::SearchReport;
@@ -68,7 +68,7 @@ impl Whole<'_> {
         let mut refused = Vec::new();
         while let Some(at) = prices.cheapest(&open, &last.dropped) {
             let candidate = open.remove(at);
-            let dropped = last.dropped.with(candidate, usize::MAX);
+            let dropped = last.dropped.with(candidate.nodes(usize::MAX));
             let least = self.least(&dropped);
             if least + ((WORTH * candidate.bytes as f64) as usize) < last.least {
                 let next = Smaller { dropped, least, added: vec![candidate] };
@@ -81,7 +81,7 @@ impl Whole<'_> {
         let (mut dropped, mut added) = (last.dropped.clone(), Vec::new());
         while let Some(at) = prices.cheapest(&refused, &dropped) {
             let candidate = refused.remove(at);
-            let more = dropped.with(candidate, usize::MAX);
+            let more = dropped.with(candidate.nodes(usize::MAX));
             let least = self.least(&more);
             if least > whole {
                 continue;
@@ -102,12 +102,12 @@ impl Whole<'_> {
         let (mut few, mut many) = (0, candidate.occurrences.len());
         while many - few > 1 {
             let middle = few.midpoint(many);
-            match self.least(&before.with(candidate, middle)) <= limit {
+            match self.least(&before.with(candidate.nodes(middle))) <= limit {
                 true => many = middle,
                 false => few = middle,
             }
         }
-        before.with(candidate, many)
+        before.with(candidate.nodes(many))
     }
 }
 

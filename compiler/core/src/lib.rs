@@ -32,6 +32,7 @@
 pub mod budget;
 #[cfg(feature = "train")]
 pub mod burn_train;
+mod candidate;
 pub mod capture;
 mod data;
 pub mod error;

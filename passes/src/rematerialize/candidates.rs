@@ -109,7 +109,7 @@ impl<'a> Prices<'a> {
     pub fn cheapest(&self, open: &[&Candidate], dropped: &Dropped) -> Option<usize> {
         let (seconds, bytes) = self.of_dropping(dropped);
         let price = |candidate: &Candidate| {
-            let (with, saves) = self.of_dropping(&dropped.with(candidate, usize::MAX));
+            let (with, saves) = self.of_dropping(&dropped.with(candidate.nodes(usize::MAX)));
             (saves > bytes).then(|| (with - seconds) / (saves - bytes) as f64)
         };
         let prices = open.iter().enumerate().filter_map(|(i, candidate)| Some((i, price(candidate)?)));

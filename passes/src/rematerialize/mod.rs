@@ -27,7 +27,6 @@
 pub mod candidates;
 pub mod report;
 
-use self::candidates::Candidate;
 use crate::lower::kernel::{is_free, is_loop_op};
 use crate::lower::saved::Saved;
 use crate::rebuild::{copy, rebuild};
@@ -42,10 +41,10 @@ use tpc_ir::{Boundary, Graph, MapFn, Op, Origin, Output, Phase, Region, Value};
 pub struct Dropped(HashSet<NodeIndex>);
 
 impl Dropped {
-    /// These values and the first occurrences of a candidate.
+    /// These values and others.
     #[must_use]
-    pub fn with(&self, candidate: &Candidate, occurrences: usize) -> Self {
-        Dropped(self.0.iter().copied().chain(candidate.nodes(occurrences)).collect())
+    pub fn with(&self, others: impl Iterator<Item = NodeIndex>) -> Self {
+        Dropped(self.0.iter().copied().chain(others).collect())
     }
 
     /// Whether the result of a node is dropped.

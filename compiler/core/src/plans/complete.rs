@@ -8,8 +8,9 @@
 //! After: `{"placements": {"data": {"input_ids": ["dp"]}, "parameters": {"layers.*.w1.weight": [null, "tp"], …}}}`.
 
 use super::Workload;
+use crate::candidate::{Start, candidate};
 use crate::error::Error;
-use crate::place::{Start, candidate, fastest};
+use crate::place::fastest;
 use crate::program::{CompileOptions, Prepared, prepare};
 use crate::shared_session::SharedSession;
 use std::collections::HashSet;
