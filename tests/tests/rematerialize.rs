@@ -296,8 +296,9 @@ fn table(workload: &Workload, place: (&str, &str), options: &CompileOptions, kep
             }
             Err(Error::Budget(error)) => {
                 writeln!(table, "{share}%: {error}").unwrap();
+                // A program that fits into the least is found, which may even be smaller.
                 options.lower.memory = Some(error.least);
-                assert_eq!(predicted(workload, place, &options).unwrap().arena_bytes, error.least);
+                assert!(predicted(workload, place, &options).unwrap().arena_bytes <= error.least);
             }
             Err(error) => panic!("{error}"),
         }
