@@ -400,7 +400,8 @@ fn a_missing_separator_is_hinted_at() {
     }
     let told = tpc(&["launch", "--ranks", "2", "--", "trian", "DIR"]);
     assert!(
-        told.code == 1 && told.err.contains("; the subcommands of tpc are dump-ir, plans, costs, diff, simulate, view, why"),
+        told.code == 1
+            && told.err.contains("; the subcommands of tpc are dump-ir, plans, costs, diff, simulate, view, why"),
         "{}",
         told.err
     );
