@@ -4,6 +4,7 @@
 //! The α–β model is Hockney's, and the bytes of rings are those of Thakur et al. All numbers come from the [`Target`].
 
 use crate::rebuild::live;
+use crate::shorten::once;
 use crate::targets::{Link, Target};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
@@ -60,7 +61,7 @@ pub fn seconds_in(company: Company, target: &Target, op: &Op, operands: &[&Type]
 
 /// The seconds of a whole placed graph on its slowest rank, without overlap.
 pub fn graph_seconds(target: &Target, graph: &Graph) -> f64 {
-    graph_seconds_counted(target, graph, &vec![1.0; graph.len()])
+    graph_seconds_counted(target, graph, &once(graph))
 }
 
 /// [`graph_seconds`] of a graph each node of which counts so many times.

@@ -4,27 +4,13 @@
 //! Before: the first placement of every value ([`propagate`](crate::propagate)).
 //! After: the cheapest program that was found, which never costs more than the one that came in.
 
-use crate::check::check;
-use crate::denotes::denotes;
 use crate::egraph::{SearchOptions, SearchReport, improve_as};
 use crate::planner::{Aim, PlacementSource, plan_as, seconds_counted};
 use crate::shorten::{Extent, Shortened};
 use crate::targets::Target;
 use tpc_ir::Graph;
 
-/// Optimizes a placed graph for a target: never to one that costs more there, unless the planner weighs more than time. What
-/// repeats is optimized once, if the options allow it.
-pub fn optimize(graph: &Graph, target: &Target, options: &SearchOptions, aim: Aim) -> (Graph, SearchReport) {
-    let short = options.blocks.then(|| Shortened::of(graph)).flatten();
-    let short = short.and_then(|short| {
-        let (optimized, report) = optimize_short(&short, target, options, aim)?;
-        let long = short.lengthened(&optimized, graph)?;
-        (check(&long).is_ok() && denotes(&long, graph).is_ok()).then_some((long, report))
-    });
-    short.unwrap_or_else(|| optimize_whole(graph, target, options, aim))
-}
-
-/// Optimizes a placed graph as it is.
+/// Optimizes a placed graph for a target: never to one that costs more there, unless the planner weighs more than time.
 pub fn optimize_whole(graph: &Graph, target: &Target, options: &SearchOptions, aim: Aim) -> (Graph, SearchReport) {
     optimize_as(graph, Extent::Whole, target, options, aim).expect("a whole program stands for itself")
 }

@@ -135,10 +135,15 @@ impl Extent<'_> {
     /// How many operations each node of a program stands for. `None` if it does not repeat as the short program does.
     pub fn times(self, graph: &Graph) -> Option<Vec<f64>> {
         match self {
-            Extent::Whole => Some(vec![1.0; graph.len()]),
+            Extent::Whole => Some(once(graph)),
             Extent::Short(short) => short.times(graph),
         }
     }
+}
+
+/// Every node of a program that stands for itself counts once.
+pub(crate) fn once(graph: &Graph) -> Vec<f64> {
+    vec![1.0; graph.len()]
 }
 
 /// Leaves most occurrences of the largest block out that has many.

@@ -1,5 +1,6 @@
 //! Runs the command inside a test.
 
+use serde_json::Value as Json;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +10,24 @@ pub fn tpc(arguments: &[&str]) -> (u8, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let code = tpc_command::run([&["tpc"], arguments].concat(), &mut out, &mut err);
     (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+}
+
+/// What `tpc` prints for arguments that are separated by spaces.
+///
+/// # Panics
+/// If it fails or has something to note.
+pub fn run(arguments: &str) -> String {
+    let (code, out, err) = tpc(&arguments.split(' ').collect::<Vec<_>>());
+    assert_eq!((code, &*err), (0, ""), "{out}");
+    out
+}
+
+/// What `tpc` prints as JSON for arguments that are separated by spaces.
+///
+/// # Panics
+/// As [`run`].
+pub fn json(arguments: &str) -> Json {
+    serde_json::from_str(&run(&format!("{arguments} --json"))).unwrap()
 }
 
 /// A directory for one test, which is removed when it is dropped.

@@ -10,12 +10,13 @@ use tpc_compiler::capture::{Spec, capture_training_shapes};
 use tpc_compiler::import::import;
 use tpc_compiler::models::ModelConfig;
 use tpc_compiler::pretrained::{TokenBatch, capture_forward, capture_step, names};
+use tpc_compiler::program::{CompileOptions, place};
 use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::{Graph, InputId, InputKind, OutputKind, fold, parse, text};
 use tpc_passes::check::check;
 use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::{SearchOptions, SearchReport};
-use tpc_passes::optimize::{optimize, optimize_short, optimize_whole};
+use tpc_passes::optimize::{optimize_short, optimize_whole};
 use tpc_passes::planner::{Aim, PlacementSource, PlannerReport, Weights, seconds};
 use tpc_passes::propagate::propagate;
 use tpc_passes::shorten::Shortened;
@@ -60,10 +61,11 @@ impl Model {
     /// The program optimized with blocks and as a whole.
     fn both(&self, plan: &Plan, on: &str) -> (Graph, [(Graph, SearchReport); 2]) {
         let (logical, annotations) = parallelize_module(&self.captured, &mesh(on), plan.clone(), None).unwrap();
-        let propagated = propagate(&logical, &annotations, Target::cpu());
         let both = [true, false].map(|blocks| {
-            let options = SearchOptions { blocks, ..SearchOptions::default() };
-            optimize(&propagated, Target::cpu(), &options, Aim::AsGiven)
+            let search = SearchOptions { blocks, ..SearchOptions::default() };
+            let placed =
+                place(&logical, &annotations, &CompileOptions { search, ..CompileOptions::for_cpu() }).unwrap();
+            (placed.placed, placed.report)
         });
         (logical, both)
     }

@@ -10,19 +10,8 @@ use tpc_compiler::program::{CompileOptions, compile_training};
 use tpc_ir::program::RankProgram;
 use tpc_passes::simulate::simulate;
 use tpc_passes::targets::Target;
-use tpc_tests::command::{Scratch, tpc};
+use tpc_tests::command::{Scratch, json, run, tpc};
 use tpc_tests::training::{adamw, mesh, plan};
-
-fn run(arguments: &str) -> String {
-    let arguments: Vec<&str> = arguments.split(' ').collect();
-    let (code, out, err) = tpc(&arguments);
-    assert_eq!((code, &*err), (0, ""), "{out}");
-    out
-}
-
-fn json(arguments: &str) -> Json {
-    serde_json::from_str(&run(&format!("{arguments} --json"))).unwrap()
-}
 
 /// A program without what differs between ranks of one kind: its rank, offsets, and the members of groups.
 fn sizes(program: &RankProgram) -> Json {

@@ -9,19 +9,8 @@ use tpc_ir::program::{Action, CollectiveOp, RankProgram};
 use tpc_ir::{ModulePath, Phase};
 use tpc_passes::simulate::{Lane, simulate};
 use tpc_passes::targets::Target;
-use tpc_tests::command::{Scratch, tpc};
+use tpc_tests::command::{Scratch, json, run, tpc};
 use tpc_tests::training::{gpt_step, mesh, plan};
-
-fn run(arguments: &str) -> String {
-    let arguments: Vec<&str> = arguments.split(' ').collect();
-    let (code, out, err) = tpc(&arguments);
-    assert_eq!((code, &*err), (0, ""), "{out}");
-    out
-}
-
-fn json(arguments: &str) -> Json {
-    serde_json::from_str(&run(&format!("{arguments} --json"))).unwrap()
-}
 
 /// The plans that are summarized, each on four ranks.
 const PLANS: [(&str, &str); 4] = [("tp-sp", "tp=4"), ("2d", "dp=2,tp=2"), ("ddp", "dp=4"), ("tp-sp-fsdp", "dp=2,tp=2")];

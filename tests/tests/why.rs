@@ -11,15 +11,8 @@ use tpc_ir::Op;
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::planner::PlacementSource;
 use tpc_passes::targets::Target;
-use tpc_tests::command::tpc;
+use tpc_tests::command::{run, tpc};
 use tpc_tests::training::{adamw, mesh, plan};
-
-fn run(arguments: &str) -> String {
-    let arguments: Vec<&str> = arguments.split(' ').collect();
-    let (code, out, err) = tpc(&arguments);
-    assert_eq!((code, &*err), (0, ""), "{out}");
-    out
-}
 
 fn error(arguments: &str) -> String {
     let arguments: Vec<&str> = arguments.split(' ').collect();

@@ -248,8 +248,8 @@ impl DumpIr {
         // The other programs decide only how large the arenas are.
         let shown = if self.json || to >= Stage::Scheduled { programs.len() } else { 1 };
         for program in programs.into_iter().take(shown) {
-            let first = staged.first().and_then(|first| first.report.as_ref()?.planner.as_ref());
-            let advanced = advance(program, to, (&mesh, &plan), &options, first.map(|planner| planner.aim))?;
+            let aim = staged.first().and_then(|first| first.report.as_ref()?.aim());
+            let advanced = advance(program, to, (&mesh, &plan), &options, aim)?;
             staged.push(advanced.map_err(|error| self.placement.failure(facts.explain(error)))?);
         }
         let [Staged { graph: first, report, obligations }, others @ ..] = &staged[..] else { return Ok(()) };

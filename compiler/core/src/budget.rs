@@ -5,6 +5,10 @@
 //! the slower it is. The size of a program is exact: its arena, which holds everything that the rank ever needs. So the
 //! price is raised until the program fits, and then lowered as far as it still does.
 
+use tpc_ir::program::RankProgram;
+use tpc_passes::simulate::simulate;
+use tpc_passes::targets::Target;
+
 /// Most times that the price is raised. The last price is far beyond what any move costs.
 const RAISED: usize = 10;
 
@@ -38,6 +42,13 @@ pub(crate) struct Taken {
     pub(crate) bytes: usize,
     /// Predicted seconds of a step.
     pub(crate) seconds: f64,
+}
+
+impl Taken {
+    /// What a rank's program takes on a target.
+    pub(crate) fn of(program: &RankProgram, target: &Target) -> Self {
+        Taken { bytes: program.arena_bytes, seconds: simulate(program, target).seconds }
+    }
 }
 
 /// The fastest program that was found and takes at most `limit` bytes, and what it takes. `place` makes a program for a price

@@ -18,7 +18,6 @@ use tpc_passes::planner::Aim;
 use tpc_passes::propagate::propagate;
 use tpc_passes::reshard::reshard_after_forward;
 use tpc_passes::shorten::Shortened;
-use tpc_passes::simulate::simulate;
 use tpc_passes::styles::Annotations;
 
 /// By what share overlap may enlarge an arena where memory does not limit it. No arena grows that much.
@@ -70,6 +69,7 @@ impl<'a> Start<'a> {
 pub(crate) struct Candidate {
     pub(crate) aim: Aim,
     form: Form,
+    /// The program of a step ([`of_step`]), unless it is short.
     graph: Graph,
     pub(crate) report: SearchReport,
     /// What it takes on the first rank, once it was measured.
@@ -92,7 +92,10 @@ pub(crate) fn improved(start: &Start<'_>, aim: Aim) -> Candidate {
     let CompileOptions { target, search, .. } = start.options;
     let short = start.short.as_ref().and_then(|short| optimize_short(short, target, search, aim));
     match short {
-        Some((graph, report)) => Candidate::new(aim, Form::Short, graph, report),
+        Some((graph, report)) => {
+            let graph = regathered(graph, aim, &report);
+            Candidate { aim, form: Form::Short, graph, report, taken: None }
+        }
         None => improved_whole(start, aim),
     }
 }
@@ -100,23 +103,24 @@ pub(crate) fn improved(start: &Start<'_>, aim: Aim) -> Candidate {
 fn improved_whole(start: &Start<'_>, aim: Aim) -> Candidate {
     let CompileOptions { target, search, .. } = start.options;
     let (graph, report) = optimize_whole(&start.propagated, target, search, aim);
-    Candidate::new(aim, Form::Whole, graph, report)
+    let graph = of_step(start, &regathered(graph, aim, &report));
+    Candidate { aim, form: Form::Whole, graph, report, taken: None }
+}
+
+/// Where memory has a price, a parameter that the planner does not keep gathered is gathered for each part of the step.
+fn regathered(graph: Graph, aim: Aim, report: &SearchReport) -> Graph {
+    match report.planner.as_ref().filter(|_| aim.prices_memory()) {
+        Some(planner) => reshard_after_forward(&graph, &planner.regathered.iter().collect()),
+        None => graph,
+    }
 }
 
 impl Candidate {
-    fn new(aim: Aim, form: Form, mut graph: Graph, report: SearchReport) -> Candidate {
-        // Where memory has a price, a parameter that the planner does not keep gathered is gathered for each part of the step.
-        if let Some(planner) = report.planner.as_ref().filter(|_| aim.prices_memory()) {
-            graph = reshard_after_forward(&graph, &planner.regathered.iter().collect());
-        }
-        Candidate { aim, form, graph, report, taken: None }
-    }
-
     /// The candidate as long as the model.
     fn repeated(mut self, start: &Start<'_>) -> Candidate {
         let Some(short) = start.short.as_ref().filter(|_| self.form == Form::Short) else { return self };
         match short.lengthened(&self.graph, &start.propagated) {
-            Some(graph) => (self.form, self.graph) = (Form::Repeated, graph),
+            Some(graph) => (self.form, self.graph) = (Form::Repeated, of_step(start, &graph)),
             // What repeats may be placed in a way that does not; then the whole program is placed.
             None => self = improved_whole(start, self.aim),
         }
@@ -132,7 +136,7 @@ impl Candidate {
             return Ok((self, taken));
         }
         self = self.repeated(start);
-        let taken = taken(start, &of_step(start, &self.graph), &start.options.lower)?;
+        let taken = taken(start, &self.graph, &start.options.lower)?;
         self.taken = Some(taken);
         Ok((self, taken))
     }
@@ -158,8 +162,7 @@ pub(crate) fn candidate(start: &Start<'_>, aim: Aim) -> Result<(Candidate, f64),
 /// What the first rank takes for a placed program.
 fn taken(start: &Start<'_>, graph: &Graph, lower: &LowerOptions) -> Result<Taken, Error> {
     let target = &start.options.target;
-    let program = lower_rank(graph, &schedule(graph, target, lower), 0)?;
-    Ok(Taken { bytes: program.arena_bytes, seconds: simulate(&program, target).seconds })
+    Ok(Taken::of(&lower_rank(graph, &schedule(graph, target, lower), 0)?, target))
 }
 
 /// An optimized program with what a step of several micro-batches adds up, and with the parameters gathered twice that the
@@ -178,7 +181,7 @@ fn of_step(start: &Start<'_>, optimized: &Graph) -> Graph {
 /// A program that fails its check.
 pub(crate) fn finished(start: &Start<'_>, candidate: Candidate) -> Result<Placed, Error> {
     let Candidate { aim, form, graph, report, .. } = candidate.repeated(start);
-    match proven(start, of_step(start, &graph), report) {
+    match proven(start, graph, report) {
         Err(_) if form == Form::Repeated => finished(start, improved_whole(start, aim)),
         placed => placed,
     }

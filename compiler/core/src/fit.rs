@@ -18,16 +18,15 @@ use tpc_passes::planner::Aim;
 use tpc_passes::rematerialize::candidates::{Candidate, Prices, candidates};
 use tpc_passes::rematerialize::report::{RecomputeReport, Recomputed};
 use tpc_passes::rematerialize::{Dropped, rematerialize};
-use tpc_passes::simulate::simulate;
 use tpc_passes::targets::Target;
 
 /// The share of the bytes of a candidate by which a program must become smaller.
 const WORTH: f64 = 0.1;
 
-/// What a program takes on the first rank.
+/// What a program takes on the first rank. It is not checked: many are tried, and the one that is chosen is checked later.
 fn taken(graph: &Graph, target: &Target, lower: &LowerOptions) -> Taken {
     let (program, _) = claimed(graph, &schedule(graph, target, lower), 0);
-    Taken { bytes: program.arena_bytes, seconds: simulate(&program, target).seconds }
+    Taken::of(&program, target)
 }
 
 /// A placed program that keeps every value.

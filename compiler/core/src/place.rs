@@ -110,7 +110,7 @@ pub(crate) fn fastest<P: Send>(
     best.ok_or_else(|| BudgetError { limit, least }.into())
 }
 
-/// What was found to be the best.
+/// The best program so far.
 enum Best {
     Candidate(Box<Candidate>),
     /// A program that may compute values a second time.
@@ -135,9 +135,12 @@ fn place_planned(start: &Start<'_>, memory: Option<usize>, aim: Option<Aim>) -> 
         Ok::<_, Error>((candidate, taken))
     };
     if let Some(aim) = aim {
-        let (candidate, taken) = improved(start, aim).measured(start)?;
-        if fits(taken) {
-            return finished(start, candidate);
+        let mut like = improved(start, aim);
+        if memory.is_some() {
+            like = like.measured(start)?.0;
+        }
+        if like.taken.is_none_or(fits) {
+            return finished(start, like);
         }
     }
     let mut given = None;

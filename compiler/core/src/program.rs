@@ -287,8 +287,7 @@ pub fn compile_training(
         compile_graph_in(graph, mesh, plan, options, &session).map_err(|e| facts.explain(e))
     };
     let mut steady_stages = compile(steady_import.graph, None)?;
-    let aim = steady_stages.report.planner.as_ref().map(|planner| planner.aim);
-    let mut first_stages = compile(first_import.graph, aim)?;
+    let mut first_stages = compile(first_import.graph, steady_stages.report.aim())?;
     for (a, b) in first_stages.ranks.iter_mut().zip(&mut steady_stages.ranks) {
         let bytes = a.arena_bytes.max(b.arena_bytes);
         (a.arena_bytes, b.arena_bytes) = (bytes, bytes);

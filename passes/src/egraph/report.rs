@@ -3,7 +3,7 @@
 use super::limits::Bounds;
 use super::rules::RuleId;
 use super::stop::{Extraction, Stop};
-use crate::planner::PlannerReport;
+use crate::planner::{Aim, PlannerReport};
 use crate::rematerialize::report::RecomputeReport;
 use std::collections::BTreeMap;
 
@@ -66,6 +66,11 @@ pub struct SearchReport {
 }
 
 impl SearchReport {
+    /// What the planner was to do, if it chose placements.
+    pub fn aim(&self) -> Option<Aim> {
+        self.planner.as_ref().map(|planner| planner.aim)
+    }
+
     /// What ended the search before it was done, in words: with larger bounds it might have found more.
     pub fn unfinished(&self) -> Option<String> {
         let reached: Vec<String> = self.stop.bound().into_iter().chain(self.extraction.bound()).collect();

@@ -6,6 +6,7 @@
 
 use crate::factors::{FactorRow, row_of};
 use crate::rebuild::live;
+use crate::shorten::once;
 use petgraph::graph::NodeIndex;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeSet, HashSet};
@@ -101,8 +102,13 @@ pub struct Logical<'a> {
 }
 
 impl<'a> Logical<'a> {
+    /// What a placed graph computes.
+    pub fn of(graph: &'a Graph) -> Self {
+        Logical::counted(graph, once(graph))
+    }
+
     /// What a placed graph computes, whose nodes count so many times.
-    pub fn of(graph: &'a Graph, times: Vec<f64>) -> Self {
+    pub fn counted(graph: &'a Graph, times: Vec<f64>) -> Self {
         let live = live(graph);
         let mut values: Vec<LogicalValue> = Vec::new();
         let mut logical = Logical {

@@ -34,7 +34,7 @@ mod without;
 use crate::check::check;
 use crate::denotes::denotes;
 use crate::reasons::explain;
-use crate::shorten::Extent;
+use crate::shorten::{Extent, once};
 use crate::targets::Target;
 use costs::Costs;
 pub use costs::Weights;
@@ -89,11 +89,8 @@ const SETTLED: f64 = 1e-6;
 /// Most axes that are planned together, since the number of states is a power of it.
 const TOGETHER: usize = 2;
 
-/// The only axis.
-const ONLY: Effort = Effort { rounds: 16, gap: 1e-6 };
-
-/// One axis after another.
-const ALONE: Effort = Effort { rounds: 16, gap: 1e-4 };
+/// One axis alone.
+const ALONE: Effort = Effort { rounds: 16, gap: 1e-6 };
 
 /// All axes together.
 const COMPLETE: Effort = Effort { rounds: 16, gap: 1e-3 };
@@ -176,7 +173,7 @@ pub fn plan_as(graph: &Graph, extent: Extent, target: &Target, aim: Aim) -> Opti
         Aim::AsGiven => (Weights::TIME, 0),
         Aim::Apart(weights) | Aim::Together(weights) => (weights, ROUNDS),
     };
-    let logical = Logical::of(graph, extent.times(graph)?);
+    let logical = Logical::counted(graph, extent.times(graph)?);
     let costs = Costs::new(target, &logical, weights, Bans::default());
     let before = costs.program();
     let mut report = PlannerReport { aim, before, after: before, cost: before, ..PlannerReport::default() };
@@ -202,7 +199,7 @@ pub fn storage(
     weights: Weights,
     free: &HashSet<InputId>,
 ) -> HashMap<InputId, Sharding> {
-    let mut logical = Logical::of(graph, vec![1.0; graph.len()]);
+    let mut logical = Logical::of(graph);
     logical.set_free(free);
     let costs = Costs::new(target, &logical, weights, Bans::default());
     let choice = chosen(&logical, &costs, ROUNDS, true, &mut PlannerReport::default());
@@ -230,18 +227,12 @@ fn chosen(logical: &Logical, costs: &Costs, rounds: usize, together: bool, repor
     };
     // One axis after the other is fast and comes near; planning them together then changes little. Once every other axis was
     // planned without a gain, an axis would be planned for what it was planned for before.
-    let mut last = f64::INFINITY;
-    let mut unchanged = 0;
-    'rounds: for round in 0..rounds {
-        for &axis in &axes {
-            let now = step(&[axis], if axes.len() == 1 { ONLY } else { ALONE });
-            unchanged = if round > 0 && now >= last * (1.0 - SETTLED) { unchanged + 1 } else { 0 };
-            last = now;
-            if unchanged + 1 >= axes.len() && round > 0 {
-                break 'rounds;
-            }
-        }
-        if axes.len() < 2 {
+    let (mut last, mut unchanged) = (f64::INFINITY, 0);
+    for (turn, &axis) in axes.iter().cycle().take(rounds * axes.len()).enumerate() {
+        let now = step(&[axis], ALONE);
+        let gains = turn < axes.len() || now < last * (1.0 - SETTLED);
+        (last, unchanged) = (now, if gains { 0 } else { unchanged + 1 });
+        if unchanged + 1 >= axes.len() {
             break;
         }
     }
@@ -261,12 +252,12 @@ fn chosen(logical: &Logical, costs: &Costs, rounds: usize, together: bool, repor
 /// The predicted seconds of a placed program on its slowest rank: every kernel passes through memory once, and nothing
 /// overlaps.
 pub fn seconds(graph: &Graph, target: &Target) -> f64 {
-    seconds_counted(graph, vec![1.0; graph.len()], target)
+    seconds_counted(graph, once(graph), target)
 }
 
 /// [`seconds`] of a program each node of which counts so many times.
 pub(crate) fn seconds_counted(graph: &Graph, times: Vec<f64>, target: &Target) -> f64 {
-    let logical = Logical::of(graph, times);
+    let logical = Logical::counted(graph, times);
     Costs::new(target, &logical, Weights::TIME, Bans::default()).program()
 }
 

@@ -36,7 +36,7 @@ pub enum Without {
 /// Plans a placed graph along all its axes, also to a program that costs more than the graph, so that it keeps to some
 /// prohibitions. With none the result is what the planner finds best.
 pub fn plan_without(graph: &Graph, target: &Target, weights: Weights, forbidden: &[Forbidden]) -> Without {
-    let logical = Logical::of(graph, vec![1.0; graph.len()]);
+    let logical = Logical::of(graph);
     let costs = Costs::new(target, &logical, weights, bans(&logical, forbidden));
     let before = costs.program();
     let mut report = PlannerReport { before, after: before, ..PlannerReport::default() };
@@ -80,7 +80,7 @@ fn source(logical: &Logical, value: Value) -> Value {
 /// The values of a planned program that prohibitions concern, and the collectives that bring them elsewhere. The planned
 /// program has the operations of the logical one in its order, apart from constants, which it makes where they are read.
 fn concerned(logical: &Logical, costs: &Costs, planned: &Graph) -> (Vec<Value>, Vec<NodeIndex>) {
-    let after = Logical::of(planned, vec![1.0; planned.len()]);
+    let after = Logical::of(planned);
     let made = |of: &Logical| -> Vec<(usize, usize)> {
         let operations = of.operations.iter().enumerate().filter(|(_, operation)| !of.is_constant(operation));
         operations.flat_map(|(o, operation)| (0..operation.results.len()).map(move |result| (o, result))).collect()

@@ -23,7 +23,7 @@ const LEAST: f64 = 2e-3;
 pub struct Candidate {
     /// The nodes of each occurrence, in the order of the program: one for every micro-batch.
     pub occurrences: Vec<Vec<NodeIndex>>,
-    /// Bytes of all of them on the first rank.
+    /// The bytes that the values of all occurrences take on the first rank.
     pub bytes: usize,
 }
 

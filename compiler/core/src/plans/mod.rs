@@ -29,6 +29,7 @@ use tpc_passes::cost::product_flops;
 use tpc_passes::kinds::kinds;
 use tpc_passes::lower::events::Schedule;
 use tpc_passes::lower::{lower_rank, schedule};
+use tpc_passes::planner::Aim;
 use tpc_passes::rematerialize::report::RecomputeReport;
 use tpc_passes::simulate::{Timeline, simulate};
 use tpc_passes::styles::Plan;
@@ -206,7 +207,7 @@ impl Workload {
     /// As [`Workload::predict`].
     pub fn why(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Explainer, Error> {
         let options = self.options(options);
-        let scheduled = scheduled(self.steady.clone(), mesh, plan, &options);
+        let scheduled = scheduled(self.steady.clone(), mesh, plan, &options, None);
         let Scheduled { placed: Placed { placed, report, .. }, gathered, .. } =
             scheduled.map_err(|error| self.facts.explain(error))?;
         Explainer::of(placed, report, gathered, options)
@@ -242,9 +243,13 @@ impl Workload {
         options: &CompileOptions,
     ) -> Result<(Scheduled, Option<Scheduled>), Error> {
         let options = self.options(options);
-        let of =
-            |graph: &Graph| scheduled(graph.clone(), mesh, plan, &options).map_err(|error| self.facts.explain(error));
-        Ok((of(&self.steady)?, self.first.as_ref().map(of).transpose()?))
+        let of = |graph: &Graph, aim| {
+            scheduled(graph.clone(), mesh, plan, &options, aim).map_err(|error| self.facts.explain(error))
+        };
+        let steady = of(&self.steady, None)?;
+        let aim = steady.placed.report.aim();
+        let first = self.first.as_ref().map(|first| of(first, aim)).transpose()?;
+        Ok((steady, first))
     }
 
     fn compiled(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Compiled, Error> {
@@ -359,10 +364,16 @@ pub fn fastest(
     }
 }
 
-/// Places and schedules a program.
-fn scheduled(graph: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Scheduled, Error> {
-    let Planned { logical, annotations, mut placed, .. } =
-        plan_graph(graph, mesh, plan, options, &SharedSession::default())?;
+/// Places and schedules a program, for what the planner was to do in another program of the step, if there is one.
+fn scheduled(
+    graph: Graph,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    aim: Option<Aim>,
+) -> Result<Scheduled, Error> {
+    let session = SharedSession { aim, ..SharedSession::default() };
+    let Planned { logical, annotations, mut placed, .. } = plan_graph(graph, mesh, plan, options, &session)?;
     attribute(&mut placed.placed);
     let schedule = schedule(&placed.placed, &options.target, &options.lower);
     let gathered = annotations.gathered.into_keys().collect();
