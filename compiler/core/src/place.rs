@@ -156,7 +156,11 @@ fn place_planned(start: &Start<'_>, memory: Option<usize>, aim: Option<Aim>) -> 
         given = Some(taken.seconds);
         Ok(Some((candidate, taken.seconds)))
     };
-    let find = |weights| candidate(start, Aim::Apart(weights));
+    // Where memory has a limit, every candidate is measured as it is.
+    let find = |weights| match memory {
+        None => candidate(start, Aim::Apart(weights)),
+        Some(_) => Ok((improved(start, Aim::Apart(weights)), 0.0)),
+    };
     let found = fastest(start.options, memory, find, last, measured);
     let (mut best, mut taken) = match memory {
         None => found.map(|(candidate, taken)| (Best::Candidate(candidate.into()), taken))?,
