@@ -2,7 +2,7 @@
 //!
 //! The goldens have a line for each program, its number of collectives and the bytes that a rank sends, and under it a line
 //! for each rule without which that is another number. Where only the predicted time differs, its change is shown. After an
-//! intended change: `INSTA_UPDATE=always cargo test -p tpc-tests --test ablation`, then read the difference.
+//! intended change: `INSTA_UPDATE=always cargo test -p tpc-tests --test suite ablation::`, then read the difference.
 
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};

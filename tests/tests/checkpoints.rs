@@ -255,7 +255,7 @@ fn child() {
 fn spawn(arguments: &[&str]) -> std::process::Child {
     let arguments = [&["tpc"], arguments].concat().join("\n");
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["child", "--exact", "--ignored", "--nocapture"]).env(ARGUMENTS, arguments);
+    command.args(["checkpoints::child", "--exact", "--ignored", "--nocapture"]).env(ARGUMENTS, arguments);
     command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 

@@ -268,7 +268,7 @@ fn every_rule_of_the_e_graph_is_documented_and_every_documented_one_exists() {
 fn the_costs_of_the_guide_are_those_that_are_tested() {
     let mut tested = BTreeSet::new();
     for name in ["parts", "ends", "decoders", "fsdp"] {
-        let text = read(&format!("tests/tests/snapshots/allowance__{name}.snap"));
+        let text = read(&format!("tests/tests/snapshots/suite__allowance__{name}.snap"));
         let body = text.splitn(3, "---\n").nth(2).unwrap();
         tested.extend(body.lines().filter(|line| !line.starts_with(' ')).map(str::to_string));
     }

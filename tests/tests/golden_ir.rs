@@ -1,7 +1,7 @@
 //! Prints every stage of every kind of model, and checks that every stage means the same on 1, 2 and 4 ranks, simulated
 //! and real.
 //!
-//! After an intended change: `INSTA_UPDATE=always cargo test -p tpc-tests --test golden_ir`, then read
+//! After an intended change: `INSTA_UPDATE=always cargo test -p tpc-tests --test suite golden_ir::`, then read
 //! the difference.
 
 use tpc_compiler::program::CompileOptions;

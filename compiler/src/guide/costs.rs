@@ -3,8 +3,8 @@
 //! `tests/tests/allowance.rs` executes each row for models of several depths on two and four ranks. It checks that the
 //! compiled step stays within the bound and that the ranks issue exactly the compiled collectives.
 //! `tests/tests/documents.rs` keeps this table and that test equal. The collectives that the programs actually issue
-//! are in `tests/tests/snapshots/allowance__parts.snap`, `tests/tests/snapshots/allowance__ends.snap`,
-//! `tests/tests/snapshots/allowance__decoders.snap` and `tests/tests/snapshots/allowance__fsdp.snap`.
+//! are in `tests/tests/snapshots/suite__allowance__parts.snap`, `tests/tests/snapshots/suite__allowance__ends.snap`,
+//! `tests/tests/snapshots/suite__allowance__decoders.snap` and `tests/tests/snapshots/suite__allowance__fsdp.snap`.
 //!
 //! AR is an all-reduce, AG an all-gather and RS a reduce-scatter, each of one activation (under FSDP, of the parameters
 //! of one unit). An RS and an AG, which together send the same bytes, may replace an AR. L is the number of layers.

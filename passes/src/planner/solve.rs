@@ -8,8 +8,12 @@ use super::shift::{Sweep, least, settle, sweep};
 /// Entries of the largest table that elimination makes.
 const ENTRIES: usize = 1 << 18;
 
-/// Sweeps in both directions before states are ruled out.
+/// Sweeps in both directions before what is left is eliminated.
 const SWEEPS: usize = 40;
+
+/// Sweeps in both directions before states are ruled out. What a sweep takes grows with the pairs of states that are left, so
+/// ruling some out early pays.
+const RULE_OUT: usize = 4;
 
 /// Differences below this share of the cost are rounding noise.
 const EPSILON: f64 = 1e-9;
@@ -31,7 +35,9 @@ pub fn solve(network: &Network, effort: Effort) -> Solved {
     let mut rest = network.clone();
     for _ in 0..effort.rounds {
         let before = best.bound;
-        for _ in 0..SWEEPS {
+        let states = |network: &Network| network.unary.iter().map(Vec::len).sum::<usize>();
+        let count = states(&rest);
+        for turn in 1..=SWEEPS {
             for direction in [Sweep::Forward, Sweep::Backward] {
                 let (bound, states) = sweep(&mut rest, direction);
                 best.bound = best.bound.max(bound.min(best.cost));
@@ -40,14 +46,19 @@ pub fn solve(network: &Network, effort: Effort) -> Solved {
             if best.is_within(effort.gap) {
                 return best;
             }
+            if turn % RULE_OUT > 0 {
+                continue;
+            }
+            let Some(stays) = possible(&rest, best.cost) else {
+                best.bound = best.cost;
+                return best;
+            };
+            if rest.unary.iter().zip(&stays).any(|(states, stays)| stays.len() < states.len()) {
+                rest = rest.restricted(&stays);
+                kept = kept.iter().zip(&stays).map(|(kept, stays)| stays.iter().map(|&s| kept[s]).collect()).collect();
+            }
         }
-        let Some(stays) = possible(&rest, best.cost) else {
-            best.bound = best.cost;
-            return best;
-        };
-        let ruled_out = rest.unary.iter().zip(&stays).any(|(states, stays)| stays.len() < states.len());
-        rest = rest.restricted(&stays);
-        kept = kept.iter().zip(&stays).map(|(kept, stays)| stays.iter().map(|&s| kept[s]).collect()).collect();
+        let ruled_out = states(&rest) < count;
         let eliminated = eliminate(&rest, ENTRIES);
         best.offer(network, &kept, &eliminated.states);
         best.bound = best.bound.max(eliminated.bound.min(best.cost));

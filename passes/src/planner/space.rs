@@ -7,7 +7,7 @@
 //! value count both.
 
 use super::costs::Costs;
-use super::logical::{Logical, LogicalValue, Operation, OperationId, Role, ValueId};
+use super::logical::{Logical, Operation, OperationId, Role, ValueId};
 use super::network::{Network, Variable};
 use super::strategy::{Placed, Strategy, add, placements, without};
 use crate::redistribute::reduced;
@@ -66,36 +66,36 @@ impl Space {
         let mut space =
             Space { network: Network::default(), values: FxHashMap::default(), operations: FxHashMap::default() };
         let options = options(axes, logical, choice);
-        space.add_values(axes, logical, choice, &options, costs);
-        space.add_operations(logical, options, costs);
+        space.add_variables(axes, logical, choice, options);
+        space.price_values(logical, costs);
+        space.price_operations(logical, costs);
         space.connect(logical, costs);
         space
     }
 
-    fn add_values(
+    /// Adds the variables in the order of the program, every operation before its results, so that a sweep over the variables
+    /// carries what it finds along the whole program.
+    fn add_variables(
         &mut self,
         axes: &[AxisId],
         logical: &Logical,
         choice: &Choice,
-        options: &[Vec<(Strategy, Placed)>],
-        costs: &Costs,
+        options: Vec<Vec<(Strategy, Placed)>>,
     ) {
-        let others = |at: &Sharding| axes.iter().fold(at.clone(), |at, &axis| without(&at, axis));
-        let own = |&(v, value): &(ValueId, &LogicalValue)| !value.constant && logical.like(v) == v;
-        for (v, value) in logical.values.iter().enumerate().filter(own) {
-            let now = &choice.kept[v];
-            let mut states = placements(logical.ty(v), now, axes);
-            let versions = value.versions.iter().filter(|at| others(at) == others(now));
-            versions.for_each(|at| add(&mut states, at.clone()));
-            let (maker, result) = logical.makers[v];
-            options[maker].iter().for_each(|(_, placed)| add(&mut states, placed.results[result].clone()));
-            if value.free {
-                let Op::Input { layout, .. } = &logical.graph.node(value.source.node).op else { continue };
-                states.retain(|at| is_storage(layout, &logical.ty(v).placed(at.clone()), &logical.graph.mesh));
+        for ((o, operation), options) in logical.operations.iter().enumerate().zip(options) {
+            let own = |&&v: &&ValueId| !logical.values[v].constant && logical.like(v) == v;
+            let kept = operation.results.iter().filter(own).map(|&v| (v, kept_at(axes, logical, choice, v, &options)));
+            let kept: Vec<(ValueId, Vec<Sharding>)> = kept.collect();
+            if !options.is_empty() {
+                self.operations.insert(o, (self.network.variable(vec![0.0; options.len()]), options));
             }
-            let variable = self.network.variable(vec![0.0; states.len()]);
-            self.values.insert(v, (variable, states));
+            for (v, states) in kept {
+                self.values.insert(v, (self.network.variable(vec![0.0; states.len()]), states));
+            }
         }
+    }
+
+    fn price_values(&mut self, logical: &Logical, costs: &Costs) {
         for (v, value) in logical.values.iter().enumerate() {
             let like = logical.like(v);
             let Some((variable, states)) = self.values.get(&like) else { continue };
@@ -115,13 +115,11 @@ impl Space {
         }
     }
 
-    fn add_operations(&mut self, logical: &Logical, options: Vec<Vec<(Strategy, Placed)>>, costs: &Costs) {
+    fn price_operations(&mut self, logical: &Logical, costs: &Costs) {
         let mut counts = vec![0.0; logical.operations.len()];
         logical.operations.iter().for_each(|operation| counts[operation.like] += logical.times(operation.node));
-        for ((o, operation), options) in logical.operations.iter().enumerate().zip(options) {
-            if options.is_empty() {
-                continue;
-            }
+        for (o, operation) in logical.operations.iter().enumerate() {
+            let Some((variable, options)) = self.operations.get(&o) else { continue };
             let (operands, results) = (logical.types(&operation.operands), logical.types(&operation.results));
             let work = |(_, placed): &(Strategy, Placed)| {
                 let at = |(ty, to): (&&Type, &Sharding)| ty.placed(to.clone());
@@ -134,8 +132,7 @@ impl Space {
                 let work = costs.operation(o, &read.iter().collect::<Vec<_>>(), &made.iter().collect::<Vec<_>>());
                 counts[o] * (work + terms.sum::<f64>())
             };
-            let variable = self.network.variable(options.iter().map(work).collect());
-            self.operations.insert(o, (variable, options));
+            self.network.unary[*variable] = options.iter().map(work).collect();
         }
     }
 
@@ -211,6 +208,27 @@ impl Space {
         }
         chosen
     }
+}
+
+/// Where a value can be kept, of an operation with these strategies. The first placement is the one that it has now.
+fn kept_at(
+    axes: &[AxisId],
+    logical: &Logical,
+    choice: &Choice,
+    v: ValueId,
+    options: &[(Strategy, Placed)],
+) -> Vec<Sharding> {
+    let others = |at: &Sharding| axes.iter().fold(at.clone(), |at, &axis| without(&at, axis));
+    let (value, now) = (&logical.values[v], &choice.kept[v]);
+    let mut states = placements(logical.ty(v), now, axes);
+    let versions = value.versions.iter().filter(|at| others(at) == others(now));
+    versions.for_each(|at| add(&mut states, at.clone()));
+    let (_, result) = logical.makers[v];
+    options.iter().for_each(|(_, placed)| add(&mut states, placed.results[result].clone()));
+    if let (true, Op::Input { layout, .. }) = (value.free, &logical.graph.node(value.source.node).op) {
+        states.retain(|at| is_storage(layout, &logical.ty(v).placed(at.clone()), &logical.graph.mesh));
+    }
+    states
 }
 
 /// Whether an input can be stored so: whole dimensions of the shape that the model knows are cut, in as many parts as there
