@@ -11,8 +11,8 @@ const ENTRIES: usize = 1 << 18;
 /// Sweeps in both directions before what is left is eliminated.
 const SWEEPS: usize = 40;
 
-/// Sweeps in both directions before states are ruled out. What a sweep takes grows with the pairs of states that are left, so
-/// ruling some out early pays.
+/// Sweeps in both directions before states are ruled out. The time of a sweep grows with the pairs of states that are left, so
+/// it pays to rule some out early.
 const RULE_OUT: usize = 4;
 
 /// Differences below this share of the cost are rounding noise.

@@ -210,7 +210,7 @@ impl Space {
     }
 }
 
-/// Where a value can be kept, of an operation with these strategies. The first placement is the one that it has now.
+/// Where a value can be kept that an operation with these strategies computes. The first placement is its present one.
 fn kept_at(
     axes: &[AxisId],
     logical: &Logical,
