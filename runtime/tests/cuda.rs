@@ -192,8 +192,6 @@ fn the_host_does_the_same_on_a_fake_driver() {
     command.args(["_same", "missing_peer", "_profile", "--nocapture", "--test-threads", "2"]);
     command.env("LD_LIBRARY_PATH", &folder).env("TPC_CUDA_LIBRARIES", &folder).env("TPC_GPU", "1");
     command.env("TPC_CUDA_CACHE", folder.join("cache"));
-    // What the kernels compute is checked without the host code.
-    command.env("TPC_GPU_EVERY", "4");
     // Ranks that are threads of one process are on one device.
     command.env("NCCL_MULTI_RANK_GPU_ENABLE", "1");
     // Not this test itself.
@@ -484,15 +482,11 @@ mod gpu {
         tolerance: Tolerance,
     ) {
         let options = GpuOptions::default();
-        // All programs, or every so many of them.
-        let every: usize = std::env::var("TPC_GPU_EVERY").map_or(1, |n| n.parse().unwrap());
         let start = std::time::Instant::now();
-        let (taken, worlds): (Vec<usize>, Vec<_>) = worlds.into_iter().enumerate().step_by(every).unzip();
         let compiled = Compiled::batch(worlds, &options).unwrap_or_else(|e| panic!("{e}"));
         let (compiling, count) = (start.elapsed().as_secs_f64(), compiled.len());
         let mut of_case = of_case.iter().zip(cases).peekable();
-        for (at, compiled) in taken.into_iter().zip(compiled) {
-            while of_case.next_if(|(of, _)| **of < at).is_some() {}
+        for (at, compiled) in compiled.into_iter().enumerate() {
             let mut device = Gpu::open(compiled, options.clone()).unwrap_or_else(|e| panic!("{name}: {e}"));
             while let Some((_, (programs, before, after))) = of_case.next_if(|(of, _)| **of == at) {
                 // The second and third time as a graph.

@@ -333,7 +333,7 @@ mod mpi {
     #[test]
     fn faults_end_in_time_with_the_right_message() {
         // For other seeds, as above.
-        let seeds = std::env::var("TPC_MPI_FAULT_SEEDS").unwrap_or_else(|_| "1000..1014".into());
+        let seeds = std::env::var("TPC_MPI_FAULT_SEEDS").unwrap_or_else(|_| "1000..1028".into());
         let (first, end) = seeds.split_once("..").map(|(a, b)| (a.parse().unwrap(), b.parse().unwrap())).unwrap();
         (first..end).for_each(|seed| inject(seed, processes::under_mpirun, false));
     }

@@ -277,8 +277,7 @@ fn table(workload: &Workload, place: (&str, &str), options: &CompileOptions, kep
     let activations = free.arena_bytes - kept;
     let mut table =
         format!("{} bytes, {activations} of them activations, {:.6} s\n", free.arena_bytes, free.timeline.seconds);
-    // Without a limit overlap takes little memory, so a program may be faster where all of that memory is allowed.
-    let mut last = 0.0;
+    let mut last = free.timeline.seconds;
     for share in shares {
         let limit = kept + activations * share / 100;
         let mut options = options.clone();

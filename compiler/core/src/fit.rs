@@ -150,7 +150,8 @@ pub(crate) fn fitted(start: &Start<'_>, placed: Placed, limit: usize) -> Result<
     Ok((proven(start, graph, report)?, best))
 }
 
-/// Of what was found to fit, and of those of `whole` that fit if they compute values a second time, the fastest.
+/// Of what was found to fit, and of programs that fit if they compute values a second time, the fastest. Of the latter,
+/// the fastest and the smallest of `whole` are tried.
 ///
 /// # Errors
 /// None fits; the errors of [`fitted`].
@@ -160,8 +161,14 @@ pub(crate) fn or_fitted(
     whole: Vec<(Found, Taken)>,
     limit: usize,
 ) -> Result<((Placed, Aim), Taken), Error> {
+    let all = || whole.iter().enumerate().map(|(i, (_, taken))| (i, taken));
+    let fastest = all().min_by(|(_, a), (_, b)| a.seconds.total_cmp(&b.seconds)).map(|(i, _)| i);
+    let smallest = all().min_by_key(|(_, taken)| taken.bytes).map(|(i, _)| i);
     let mut best = found;
-    for (candidate, _) in whole {
+    for (i, (candidate, _)) in whole.into_iter().enumerate() {
+        if Some(i) != fastest && Some(i) != smallest {
+            continue;
+        }
         let aim = candidate.aim;
         best = match (best, fitted(start, finished(start, candidate)?, limit)) {
             (Err(Error::Budget(a)), Err(Error::Budget(b))) => {
