@@ -71,7 +71,8 @@ impl DType {
                 f32::from_bits(rounded) as f64
             }
             DType::F16 => round_f16(x),
-            DType::I64 => x.trunc(),
+            // An integer has one zero.
+            DType::I64 => x.trunc() + 0.0,
             DType::I32 => x.trunc() as i32 as f64,
             DType::U8 => x.trunc() as u8 as f64,
             DType::Bool => f64::from(x != 0.0),

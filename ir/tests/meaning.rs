@@ -115,6 +115,17 @@ output update \"w\" %0 layout [6]";
     }
 }
 
+/// Products with a negative factor are 0 like all others, so that neither an order nor a reciprocal tells them apart.
+#[test]
+fn integers_have_one_zero() {
+    let integers = [DType::I64, DType::I32, DType::U8, DType::Bool];
+    assert!(integers.iter().all(|dtype| dtype.round(-0.0).is_sign_positive()));
+    let text = "mesh <>\n%0 = input data \"x\" : i64[3]\n%1 = mul %0, i64:0 : i64[3]\n%2 = top_k %1 : i64[3], i64[3]\n\
+        %3 = cast.f32 %1 : f32[3]\n%4 = rsqrt %3 : f32[3]\noutput result \"i\" %2.1\noutput result \"r\" %4\n";
+    let found = outputs(text, &[("x", Tensor::new(DType::I64, [3], vec![2.0, -3.0, 5.0]))]);
+    assert_eq!(found, [vec![0.0, 1.0, 2.0], vec![f64::INFINITY; 3]]);
+}
+
 #[test]
 fn exact_precision_keeps_f64_and_rounded_does_not() {
     let text = "mesh <>\n%0 = input data \"x\" : f32[1]\n%1 = div %0, f32:3.0 : f32[1]\n%2 = cast.bf16 %1 : bf16[1]\noutput loss %1\noutput result \"b\" %2";

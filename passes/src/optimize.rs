@@ -1,11 +1,15 @@
 //! Makes a placed program cheap: the planner chooses placements if it may, and the rules of the e-graph improve the
 //! redistributions between them.
 //!
+//! The rules change one value at a time and keep what is cheaper. Where many ways cost nearly the same, as with few tokens
+//! and large weights on two axes, they end up in another one in every layer. Such a program is as long as the model and
+//! costs more than one whose layers are alike, so the planner then chooses placements, as it does when it is asked.
+//!
 //! Before: the first placement of every value ([`propagate`](crate::propagate)).
 //! After: the cheapest program that was found, which never costs more than the one that came in.
 
 use crate::egraph::{SearchOptions, SearchReport, improve_as};
-use crate::planner::{Aim, PlacementSource, plan_as, seconds_counted};
+use crate::planner::{Aim, PlacementSource, Weights, plan_as, seconds_counted};
 use crate::shorten::{Extent, Shortened};
 use crate::targets::Target;
 use tpc_ir::Graph;
@@ -23,8 +27,20 @@ pub fn optimize_short(
     options: &SearchOptions,
     aim: Aim,
 ) -> Option<(Graph, SearchReport)> {
-    let (optimized, mut report) = optimize_as(&short.graph, Extent::Short(short), target, options, aim)?;
-    report.blocks = short.blocks();
+    let optimized = |options: &SearchOptions, aim: Aim| {
+        let found = optimize_as(&short.graph, Extent::Short(short), target, options, aim);
+        found.filter(|(optimized, _)| short.is_repeated_by(optimized))
+    };
+    let found = optimized(options, aim);
+    let is_unasked = found.is_none() && options.placements == PlacementSource::Given;
+    let (optimized, mut report) = match found {
+        None if is_unasked => {
+            let planned = SearchOptions { placements: PlacementSource::Planned, ..options.clone() };
+            optimized(&planned, Aim::Apart(Weights::TIME))?
+        }
+        found => found?,
+    };
+    (report.blocks, report.planned_unasked) = (short.blocks(), is_unasked);
     Some((optimized, report))
 }
 

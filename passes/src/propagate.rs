@@ -1,10 +1,11 @@
 //! Gives every value a first placement, so that a valid program exists before any search.
 //!
-//! Nodes are visited in order, and an operation follows the placement of its operands. For each mesh axis, it chooses
-//! the index that some operand has sharded over this axis and that costs least, and the other operands are
-//! redistributed; if nothing is sharded, every rank computes everything. A partial result is reduced immediately. This
-//! is deliberately simple, because the e-graph then moves the redistributions. (Shardy, in contrast, propagates factor
-//! by factor with priorities.)
+//! Nodes are visited in order, and an operation follows the placement of its operands. For each mesh axis, a parameter
+//! that the plan has placed decides which index of the operation is sharded. Without such a parameter it is the cheapest
+//! of the indices that some operand already shards, and if none does, every rank computes everything. The other operands
+//! are redistributed. A partial result is reduced right after the operation, unless it is a term of a sum over
+//! micro-batches. This is deliberately simple, because the e-graph then moves the redistributions. (Shardy, in contrast,
+//! propagates factor by factor with priorities.)
 //!
 //! Before: `%2 = einsum "ab,bc->ac" %0, %1 : f32[16, 64]` with `%0 : f32[16, 256@tp]`.
 //! After: `%3 = shard_slice tp dim=0 %1`, `%4 = einsum … %0, %3 : f32[16, 64] +sum@tp`,
@@ -35,7 +36,8 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
     let graph = &graph.clone().with_regions(Vec::new());
     let mut cache = Moved::default();
     let mut stored: HashMap<Value, &Storage> = HashMap::new();
-    // Placed parameters, whose placement the other operands follow: as stored, and as gathered if a style also shards them.
+    // Parameters with an annotation, to which the other operands of their readers are moved. A stored parameter is also
+    // here in its gathered form, if a style shards that.
     let mut pinned_parameters: HashSet<Value> = HashSet::new();
     let (mut placed, mapping) = rebuild(graph, annotations.mesh.clone(), |new, node, mut operands| {
         let n = graph.node(node);
@@ -78,7 +80,7 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Targe
         let row = row_of(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
         // A pinned parameter keeps its placement, and the other operands are redistributed.
         let pinned: Vec<bool> = operands.iter().map(|&v| pinned_parameters.contains(&uncast(new, v))).collect();
-        // A redistribution that another reader already needed costs nothing.
+        // A redistribution that already exists for another reader is free.
         let there = |i: usize, sharding: &Sharding| cache.contains_key(&(operands[i], sharding.clone()));
         let wanted = strategy(&row, &types, &pinned, &n.types[0], &new.mesh, target, &there);
         let shardings: Vec<Sharding> = row
@@ -197,7 +199,7 @@ fn strategy(
         if let Some(fixed) = fixed {
             options = vec![fixed];
         }
-        // Of equal options, the first sharded one wins, because it has less computation.
+        // If costs are equal, the first option that shards is taken, because each rank then computes less.
         let best = options
             .into_iter()
             .map(|o| (option_seconds(row, operands, result, axis, o, mesh, target, there), o))
@@ -206,7 +208,7 @@ fn strategy(
             chosen[f].push(axis);
         }
     }
-    // The axes of an index have the order that an operand already has.
+    // If several axes shard an index, they keep the order in which an operand already lists them.
     for (f, axes) in chosen.iter_mut().enumerate().filter(|(_, axes)| axes.len() > 1) {
         let existing = operands.iter().zip(&row.operands).find_map(|(ty, dims)| {
             let d = dims.iter().position(|&g| g == f)?;

@@ -79,6 +79,11 @@ impl Shortened {
         Some(times)
     }
 
+    /// Whether the occurrences of a program that was made from the short one are alike, so that there can be more of them.
+    pub(crate) fn is_repeated_by(&self, graph: &Graph) -> bool {
+        self.lengthened_by(graph, |_| 1).is_some()
+    }
+
     /// Makes a program that was made from the short one as long as the long one. `None` if its occurrences are not alike, or
     /// if its inputs and outputs do not lie where those of the long one do.
     pub fn lengthened(&self, graph: &Graph, long: &Graph) -> Option<Graph> {

@@ -206,6 +206,54 @@ fn deep_models_are_planned_once() {
     }
 }
 
+/// A target on which small models cost what models 128 times as wide cost on the nodes of H100s.
+fn nodes_for_small_models() -> Target {
+    let mut target = Target::h100_node().clone();
+    let scale = 128.0;
+    target.device.products.f32 /= scale;
+    target.device.launch /= scale * scale;
+    target.links.default.latency /= scale * scale;
+    target.links.node.as_mut().unwrap().link.latency /= scale * scale;
+    target
+}
+
+/// With few tokens, large weights and two axes, the rules leave each layer in another way. The planner then places the layers
+/// alike, and the program costs less than one whose layers differ.
+#[test]
+fn layers_that_the_rules_place_differently_are_planned() {
+    let wide = |layers| {
+        config(json!({
+            "model_type": "llama", "hidden_size": 64, "intermediate_size": 224, "num_attention_heads": 8,
+            "num_key_value_heads": 8, "num_hidden_layers": layers, "vocab_size": 1002, "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": false, "rope_theta": 10000.0,
+        }))
+    };
+    let target = nodes_for_small_models();
+    let on = mesh("dp=4,tp=4");
+    let placed = |layers: usize, blocks: bool| {
+        let step = capture_step(&wide(layers), TokenBatch::new(8, 2), &adamw()).unwrap().steady;
+        let model = Model::of(&step);
+        let (logical, annotations) = parallelize_module(&model.captured, &on, plan("2d"), None).unwrap();
+        let search = SearchOptions { blocks, ..SearchOptions::default() };
+        let options = CompileOptions { search, ..CompileOptions::new(target.clone()) };
+        (model, place(&logical, &annotations, &options).unwrap())
+    };
+    let ((model, short), (_, long), (_, apart)) = (placed(9, true), placed(18, true), placed(9, false));
+    for placed in [&short, &long] {
+        let report = &placed.report;
+        assert!(report.planned_unasked && report.planner.as_ref().unwrap().taken, "{report:?}");
+    }
+    assert!(!apart.report.planned_unasked && apart.report.planner.is_none());
+    let lines = |graph: &Graph| fold::print(graph).lines().count();
+    assert_eq!(lines(&short.placed), lines(&long.placed));
+    assert!(lines(&short.placed) < lines(&apart.placed));
+    let [planned, by_rules] = [&short.placed, &apart.placed].map(|graph| seconds(graph, &target));
+    assert!(planned < by_rules, "{planned} and {by_rules} s");
+    let expected = reference(&model.captured, &model.feed);
+    let off = difference(&expected, &on_ranks(&short.placed, &model.feed));
+    assert!(off < 1e-9, "off by {off:e}");
+}
+
 #[test]
 fn few_layers_are_searched_as_they_are() {
     for layers in 1..=4 {

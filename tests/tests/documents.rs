@@ -160,6 +160,41 @@ fn every_path_that_a_document_or_a_comment_names_is_there() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Whether a word of the map stands for a source file: it is the end of the file's path, or a folder on it.
+fn stands_for(word: &str, file: &str) -> bool {
+    let file = format!("/{file}");
+    match word.ends_with('/') {
+        true => file.contains(&format!("/{word}")),
+        false => file.ends_with(&format!("/{word}")),
+    }
+}
+
+/// ARCHITECTURE.md says which file answers which question. `lib.rs` and `mod.rs` say themselves what is in their folders.
+#[test]
+fn every_source_file_is_in_the_map() {
+    let map = read("ARCHITECTURE.md");
+    // A section, for example "`passes/`: from graph …", is about the files of a folder and names them within it.
+    let sections = map.split("\n## ").filter_map(|section| {
+        let words: Vec<&str> = section.split('`').skip(1).step_by(2).collect();
+        let folder = words.first().filter(|word| section.starts_with('`') && word.ends_with('/'))?;
+        let names: Vec<String> = words.iter().flat_map(|word| alternatives(word)).collect();
+        Some((*folder, names))
+    });
+    let sections: BTreeMap<&str, Vec<String>> = sections.collect();
+    let mut missing = Vec::new();
+    for file in files().iter().filter(|file| file.contains("/src/") && file.ends_with(".rs")) {
+        let of = sections.iter().filter(|(folder, _)| file.starts_with(**folder));
+        let Some((_, names)) = of.max_by_key(|(folder, _)| folder.len()) else { continue };
+        let is_root = ["/lib.rs", "/mod.rs", "/main.rs"].iter().any(|end| file.ends_with(end));
+        if !is_root && !names.iter().any(|name| stands_for(name, file)) {
+            missing.push(file.clone());
+        }
+    }
+    assert!(sections.len() > 5 && missing.is_empty(), "not in ARCHITECTURE.md: {missing:#?}");
+    assert!(stands_for("lower/emit/", "src/lower/emit/views.rs") && stands_for("views.rs", "src/lower/emit/views.rs"));
+    assert!(!stands_for("iews.rs", "src/lower/emit/views.rs") && !stands_for("emit/", "src/lower/views.rs"));
+}
+
 #[test]
 fn a_wrong_path_is_found() {
     let files = ["passes/src/egraph/rules/mod.rs", "ir/LAWS.md", "tests/run"].map(String::from);

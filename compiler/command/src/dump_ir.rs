@@ -14,6 +14,7 @@ use tpc_compiler::capture::Captured;
 use tpc_compiler::error::Error;
 use tpc_compiler::explain::Facts;
 use tpc_compiler::import::{Signature, import_with};
+use tpc_compiler::parallel::both;
 use tpc_compiler::plans::complete;
 use tpc_compiler::program::{CompileOptions, place_for};
 use tpc_compiler::rename::renamed;
@@ -27,7 +28,7 @@ use tpc_passes::check::{check, stored};
 use tpc_passes::egraph::SearchReport;
 use tpc_passes::lower::{LowerError, lower_rank, lower_ranks, lower_with, schedule};
 use tpc_passes::options::{StepOptions, on_captured, on_logical};
-use tpc_passes::planner::Aim;
+use tpc_passes::planner::{Aim, PlacementSource};
 use tpc_passes::styles::annotations::{Annotation, Annotations, Constraint};
 use tpc_passes::styles::layout::OnAxes;
 use tpc_passes::styles::{Plan, parallelize_module};
@@ -177,8 +178,15 @@ impl DumpIr {
             captured.truncate(1);
         }
         let step = self.step_options(given)?;
-        let imported = captured.iter().map(|c| Ok(Program::Captured(import(c, &signature, &step, &facts)?)));
-        self.show(imported.collect::<Outcome<_>>()?, &facts, given, terminal)
+        let imported = |c: &Captured| Ok(Program::Captured(import(c, &signature, &step, &facts)?));
+        let programs = match &captured[..] {
+            [shown, other] => {
+                let (shown, other) = both(|| imported(shown), || imported(other));
+                vec![shown?, other?]
+            }
+            captured => captured.iter().map(imported).collect::<Outcome<_>>()?,
+        };
+        self.show(programs, &facts, given, terminal)
     }
 
     fn step_options(&self, given: &Given) -> Outcome<StepOptions> {
@@ -244,15 +252,28 @@ impl DumpIr {
             _ => plan,
         };
         let store = self.store.as_deref().map(files::output).transpose()?;
-        let mut staged: Vec<Staged> = Vec::new();
-        // The other programs decide only how large the arenas are.
-        let shown = if self.json || to >= Stage::Scheduled { programs.len() } else { 1 };
-        for program in programs.into_iter().take(shown) {
-            let aim = staged.first().and_then(|first| first.report.as_ref()?.aim());
+        let advanced = |program, aim| -> Outcome<Staged> {
             let advanced = advance(program, to, (&mesh, &plan), &options, aim)?;
-            staged.push(advanced.map_err(|error| self.placement.failure(facts.explain(error)))?);
-        }
-        let [Staged { graph: first, report, obligations }, others @ ..] = &staged[..] else { return Ok(()) };
+            advanced.map_err(|error| self.placement.failure(facts.explain(error)))
+        };
+        let mut programs = programs.into_iter();
+        let Some(shown) = programs.next() else { return Ok(()) };
+        // The other program decides only how large the arenas are.
+        let other = programs.next().filter(|_| self.json || to >= Stage::Scheduled);
+        let (shown, other) = match (other, options.search.placements) {
+            (None, _) => (advanced(shown, None)?, None),
+            // Neither program depends on the other.
+            (Some(other), PlacementSource::Given) => {
+                let (shown, other) = both(|| advanced(shown, None), || advanced(other, None));
+                (shown?, Some(other?))
+            }
+            (Some(other), PlacementSource::Planned) => {
+                let shown = advanced(shown, None)?;
+                let aim = shown.report.as_ref().and_then(|report| report.aim());
+                (shown, Some(advanced(other, aim)?))
+            }
+        };
+        let Staged { graph: first, report, obligations } = &shown;
         if let Some(store) = store {
             let stored = stored::to_json(first, obligations.as_ref());
             files::write(store, format!("{stored}\n").as_bytes())?;
@@ -268,7 +289,7 @@ impl DumpIr {
             let scheduled = schedule(first, &target, &options.lower);
             let failed = |error: LowerError| self.placement.failure(error.into());
             let mut ranks = lower_ranks(first, &scheduled).map_err(failed)?;
-            for other in others {
+            if let Some(other) = other {
                 share_arenas(&mut ranks, &lower_with(&other.graph, &target, &options.lower).map_err(failed)?);
             }
             self.note_capacity(&ranks, &target, terminal);
@@ -286,9 +307,11 @@ impl DumpIr {
                     let lowered = lower_rank(graph, &schedule(graph, &target, &options.lower), self.rank);
                     lowered.map_err(|error| self.placement.failure(error.into()))
                 };
-                let mut program = [scheduled(first)?];
-                for other in others {
-                    share_arenas(&mut program, &[scheduled(&other.graph)?]);
+                let (program, other) =
+                    both(|| scheduled(first), || other.as_ref().map(|other| scheduled(&other.graph)));
+                let mut program = [program?];
+                if let Some(other) = other {
+                    share_arenas(&mut program, &[other?]);
                 }
                 self.note_capacity(&program, &target, terminal);
                 terminal.print(program[0].to_text())

@@ -75,7 +75,7 @@ pub(crate) fn note_search(report: &SearchReport, terminal: &mut Terminal) {
         terminal.note(format!("the search for fewer collectives stopped after {reached}: it might find more"));
     }
     if let Some(planner) = report.planner.as_ref().filter(|planner| !planner.steps.is_empty()) {
-        note_planner(planner, terminal);
+        note_planner(planner, report.planned_unasked, terminal);
     }
     if let Some(recomputed) = &report.recomputed {
         note_recomputed(recomputed, terminal);
@@ -97,7 +97,7 @@ pub(crate) fn note_recomputed(report: &RecomputeReport, terminal: &mut Terminal)
 }
 
 /// Notes what the planner gained, and how far from the best placements it can be.
-fn note_planner(report: &PlannerReport, terminal: &mut Terminal) {
+fn note_planner(report: &PlannerReport, is_unasked: bool, terminal: &mut Terminal) {
     let PlannerReport { before, after, .. } = report;
     let gained = match (report.taken, report.simulated) {
         (true, Some([given, taken])) => {
@@ -110,6 +110,13 @@ fn note_planner(report: &PlannerReport, terminal: &mut Terminal) {
             "the placements that follow from the plan stay: the planner found none that take less time".into()
         }
     };
+    if is_unasked {
+        terminal.note(format!(
+            "{gained}: the rules alone place equal layers differently (--placements planned also says how much cheaper others \
+             could be)"
+        ));
+        return;
+    }
     terminal.note(match report.gap() {
         // A bound is rounded up.
         Some(gap) => format!(

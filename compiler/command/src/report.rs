@@ -211,6 +211,7 @@ fn search(report: &SearchReport, mesh: &Mesh) -> Json {
         "crowded": work.crowded,
         "seconds_before": before, "seconds": after, "declined": report.declined, "rules": rules.collect::<Vec<_>>(),
         "planner": report.planner.as_ref().map(|planner| planned(planner, mesh)),
+        "planned_unasked": report.planned_unasked,
         "recomputed": report.recomputed.as_ref().map(recomputed),
     })
 }

@@ -44,7 +44,7 @@ pub mod import;
 pub mod memory;
 pub mod models;
 pub mod optimizer;
-mod parallel;
+pub mod parallel;
 mod place;
 pub mod plans;
 pub mod pretrained;

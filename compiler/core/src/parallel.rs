@@ -23,9 +23,28 @@ pub(crate) fn in_parallel<T: Sync, R: Send>(items: &[T], compute: impl Fn(&T) ->
     done.into_iter().map(|(_, result)| result).collect()
 }
 
+/// Calls two functions at the same time.
+pub fn both<A: Send, B>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B) -> (A, B) {
+    std::thread::scope(|scope| {
+        let a = scope.spawn(a);
+        let b = b();
+        (a.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), b)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_are_called_at_the_same_time() {
+        let meet = std::sync::Barrier::new(2);
+        let call = |n: u32| {
+            meet.wait();
+            n
+        };
+        assert_eq!(both(|| call(1), || call(2)), (1, 2));
+    }
 
     #[test]
     fn results_have_the_order_of_the_items() {

@@ -90,6 +90,9 @@
 //! --placements planned` shows what changes. The placements of the plan are not tried where they would take longer even if
 //! everything overlapped.
 //!
+//! Without the option the planner is called in one case: if the search leaves equal layers in different placements, which it
+//! does with few tokens and large weights on two axes. Then a note says so.
+//!
 //! Time is what is minimized. `--memory-limit`, with any placements, limits what a rank needs, which is exact: the size
 //! of the arena. The backward pass then computes values of the forward pass a second time: cheap ones first, then
 //! products and attention, in as many blocks as it takes (selective and full activation checkpointing). Planned

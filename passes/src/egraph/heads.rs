@@ -47,11 +47,11 @@ impl Heads {
     pub const COMPUTES: Heads = Heads((1 << 8) - 1);
     /// Operations that communicate.
     pub const COLLECTIVES: Heads =
-        Heads::ALL_REDUCE.and(Heads::ALL_GATHER).and(Heads::REDUCE_SCATTER).and(Heads::ALL_TO_ALL);
+        Heads::ALL_REDUCE.or(Heads::ALL_GATHER).or(Heads::REDUCE_SCATTER).or(Heads::ALL_TO_ALL);
     /// Redistributions.
-    pub const MOVES: Heads = Heads::COLLECTIVES.and(Heads::SHARD_SLICE).and(Heads::TO_PARTIAL);
+    pub const MOVES: Heads = Heads::COLLECTIVES.or(Heads::SHARD_SLICE).or(Heads::TO_PARTIAL);
     /// All kinds.
-    pub const ANY: Heads = Heads::COMPUTES.and(Heads::INPUT).and(Heads::MOVES);
+    pub const ANY: Heads = Heads::COMPUTES.or(Heads::INPUT).or(Heads::MOVES);
 
     /// The kind of an operation.
     pub fn of(op: &Op) -> Self {
@@ -76,7 +76,7 @@ impl Heads {
 
     /// The kinds of both sets.
     #[must_use]
-    pub const fn and(self, other: Heads) -> Self {
+    pub const fn or(self, other: Heads) -> Self {
         Heads(self.0 | other.0)
     }
 

@@ -256,7 +256,7 @@ impl Analysis<Term> for Typing {
     fn merge(&mut self, a: &mut ClassData, b: ClassData) -> DidMerge {
         // An unsound rule shows here before it shows in a number.
         assert_eq!(a.ty, b.ty, "a rule merged two classes of different type");
-        a.heads = a.heads.and(b.heads);
+        a.heads = a.heads.or(b.heads);
         DidMerge(false, false)
     }
 

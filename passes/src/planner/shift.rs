@@ -69,7 +69,7 @@ pub fn least(costs: &[f64]) -> f64 {
 }
 
 /// The lesser of two numbers, neither of which is NaN: one instruction, unlike [`f64::min`].
-fn lesser(a: f64, b: f64) -> f64 {
+pub fn lesser(a: f64, b: f64) -> f64 {
     if a < b { a } else { b }
 }
 

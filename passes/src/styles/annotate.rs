@@ -1,4 +1,10 @@
 //! Turns a plan into placements of the inputs of a program and of values at module boundaries.
+//!
+//! The graph does not change: the placements are a table beside it ([`Annotations`]), which
+//! [`propagate`](mod@crate::propagate) reads.
+//!
+//! Before: `{"styles": {"layers.*.attention.wo": "RowwiseParallel"}}`. After, for each layer: the sharding `[256@tp, 64]` of
+//! the input `layers.0.attention.wo.weight`, because of the entry.
 
 use super::annotations::{Annotation, Annotations};
 use super::axes::PlanAxes;
@@ -30,7 +36,7 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
     let weights = weights(graph);
     let demands = Demands::of(graph, plan, &weights, &graph.regions)?;
     let mut found = Annotations { mesh: mesh.clone(), ..Annotations::default() };
-    // An axis of one rank shards nothing, so that there are no collectives of one rank.
+    // An axis of one rank is ignored; otherwise there would be collectives with a single member.
     if let Some(axis) = axis.filter(|&a| mesh.size(a) > 1) {
         let mut wanted_dims: Vec<(NodeIndex, Vec<usize>)> = demands
             .directions
@@ -76,8 +82,8 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
 /// position (negative from the end). Without it, styles shard along the axis of the plan, otherwise along the axis
 /// named `tp`, otherwise along the only axis.
 ///
-/// The canonical program keeps the values at module boundaries at which the plan places values. Other boundaries are
-/// not kept.
+/// The canonical program keeps the values at module boundaries at which the plan places values. It drops all other
+/// boundaries.
 ///
 /// # Errors
 /// Those of [`annotate`] and [`boundary_regions`]. In addition, the mesh does not have the dimension.
@@ -101,7 +107,7 @@ pub fn parallelize_module(
 
 /// The regions at whose boundaries a plan places values; empty for plans that only shard parameters. `captured` is the
 /// program as it was recorded, whose shapes are those of the model, and `logical` is its canonical form. Canonicalizing
-/// keeps only the boundaries that a region names, so `captured` has to be canonicalized once more, with these regions.
+/// drops the boundaries that no region names, so the caller canonicalizes `captured` a second time, with these regions.
 ///
 /// # Errors
 /// The plan does not fit the model, or a boundary cannot be inferred.
@@ -132,8 +138,8 @@ pub fn boundary_regions(captured: &Graph, logical: &Graph, plan: &Plan) -> Resul
     Ok(unique)
 }
 
-/// The feature dimensions that are cut in a direction: the outputs or inputs of a linear, the hidden dimensions or rows
-/// of a table.
+/// The feature dimensions that are cut in a direction. By columns: the outputs of a linear, the hidden dimensions of a
+/// table. By rows: the inputs of a linear, over which its product sums, or the rows of a table.
 fn features(weight: &Weight, direction: Direction) -> Vec<usize> {
     match (weight.role, direction) {
         (Role::Linear | Role::Convolution | Role::Embedding, Direction::Rows) => weight.inner.clone(),

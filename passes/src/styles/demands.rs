@@ -17,8 +17,8 @@ use tpc_ir::{Graph, ModulePath, Op, Region};
 pub(super) enum Want {
     /// The layouts of a preparation, in order.
     Layouts(Prepare),
-    /// Sharding along this dimension, or along the one right before the features if the value has too few dimensions. A
-    /// value of one dimension is left alone.
+    /// Sharding along this dimension, or along the second-to-last one if the value has too few dimensions. A value of one
+    /// dimension is left alone.
     Sequence(isize),
 }
 
@@ -94,7 +94,7 @@ impl Demands {
                 style.demand(&Module::new(graph, weights, module), &mut placements)?;
                 if placements.is_empty() && !placements.may_be_empty {
                     if several && !holders.contains(module) {
-                        continue; // A wildcard also matches this region, which has no parameters.
+                        continue; // A wildcard may match a region without parameters, of which it asks nothing.
                     }
                     return Err(StyleError::Nothing {
                         path: pattern.clone(),

@@ -17,7 +17,7 @@ const ACCEPTS: &str = "a linear, an embedding or a convolution";
 /// chooses these placements, which are usually the same; a layout that is given is a constraint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ColwiseParallel {
-    /// The layout that the input has when it arrives. It is replicated from there. Without it, the compiler chooses.
+    /// The layout in which the input arrives; the module then replicates it. Without it, the compiler chooses.
     pub input_layouts: Option<Layout>,
     /// The layout to which the output is redistributed.
     pub output_layouts: Option<Layout>,
@@ -27,12 +27,13 @@ pub struct ColwiseParallel {
     pub prepare_output: Option<Prepare>,
 }
 
-/// Shards the input features (of an embedding, the rows; of a convolution, the input channels). The result is a partial
-/// sum, which is reduced, and the bias is added once.
+/// Shards the input features (of an embedding, the rows; of a convolution, the input channels). Each rank then computes a
+/// partial sum. The style says no more than that: [`propagate`](mod@crate::propagate) reduces the sum, and the bias is added
+/// once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RowwiseParallel {
-    /// The layout that the input has when it arrives. It is redistributed from there to what the module needs: a linear
-    /// `Shard(-1)`, an embedding `Replicate`, a convolution `Shard(1)` (its channels). Without it, the compiler chooses.
+    /// The layout in which the input arrives. The compiler redistributes it to what the module needs: `Shard(-1)` for a
+    /// linear, `Replicate` for an embedding, `Shard(1)`, its channels, for a convolution. Without it, the compiler chooses.
     pub input_layouts: Option<Layout>,
     /// The layout to which the output is redistributed.
     pub output_layouts: Option<Layout>,

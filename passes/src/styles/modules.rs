@@ -1,7 +1,7 @@
 //! The weights of modules, classified by their use in the graph and ordered by dataflow.
 
 use petgraph::graph::NodeIndex;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use tpc_ir::{Graph, MapFn, ModulePath, Op, Phase};
 
 /// How the forward pass uses a weight.
@@ -125,12 +125,14 @@ fn tap(graph: &Graph, input: NodeIndex, first: NodeIndex) -> Option<(NodeIndex, 
 /// results of level k.
 pub fn levels<'a>(graph: &Graph, linears: &[&'a Weight]) -> Vec<(&'a Weight, usize)> {
     let mut level = vec![0usize; graph.len()];
+    // Of several linears with one user, the first counts.
+    let by_user: HashMap<NodeIndex, &Weight> = linears.iter().rev().map(|&w| (w.user, w)).collect();
     let mut result = Vec::new();
     for node in graph.nodes() {
         let below = graph.operands(node).iter().map(|v| level[v.node.index()]).max().unwrap_or(0);
-        let found = linears.iter().find(|w| w.user == node);
+        let found = by_user.get(&node);
         level[node.index()] = below + usize::from(found.is_some());
-        result.extend(found.map(|w| (*w, level[node.index()])));
+        result.extend(found.map(|&w| (w, level[node.index()])));
     }
     result
 }

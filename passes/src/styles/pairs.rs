@@ -22,7 +22,7 @@ use super::modules::{Role, Weight, paths};
 use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use tpc_ir::{Graph, ModulePath, Op, Phase};
+use tpc_ir::{Graph, ModulePath, Op, Phase, Segment};
 
 /// Linears that are cut together, so that nothing is communicated between the two sides.
 #[derive(Clone, Debug)]
@@ -46,14 +46,20 @@ pub(super) fn pairs<'a>(graph: &Graph, all: &'a BTreeMap<ModulePath, Weight>, pa
     let mut modules: Vec<ModulePath> = paths(graph).into_iter().filter(|m| m.is_in(path)).collect();
     modules.sort_by_key(|module| Reverse(module.segments().len()));
     let mut free: BTreeSet<usize> = (0..read.linears.len()).collect();
+    // The linears below each module, in dataflow order.
+    let mut below: HashMap<&[Segment], Vec<usize>> = HashMap::new();
+    for (linear, weight) in read.linears.iter().enumerate() {
+        let segments = weight.name.segments();
+        (0..segments.len()).for_each(|depth| below.entry(&segments[..depth]).or_default().push(linear));
+    }
     let mut found = Vec::new();
     for module in modules {
-        let inside: Vec<usize> =
-            free.iter().copied().filter(|&linear| read.linears[linear].name.is_below(&module)).collect();
+        let below = below.get(module.segments()).into_iter().flatten();
+        let inside: Vec<usize> = below.copied().filter(|linear| free.contains(linear)).collect();
         for &first in &inside {
             let candidates: BTreeSet<usize> = inside.iter().copied().filter(|linear| free.contains(linear)).collect();
             let Some((columns, rows)) = read.pair(first, &candidates) else { continue };
-            free.retain(|linear| !columns.contains(linear) && !rows.contains(linear));
+            columns.iter().chain(&rows).for_each(|linear| _ = free.remove(linear));
             let weights = |side: Vec<usize>| side.into_iter().map(|linear| read.linears[linear]).collect();
             found.push(Pair { columns: weights(columns), rows: weights(rows) });
         }

@@ -115,7 +115,7 @@ fn styles(plan: &mut Plan, prefix: &str, json: &Json) -> Result<(), PlanError> {
                 Some(style) => add(style)?,
                 None => return Err(unknown_style(path, name)),
             },
-            // A misspelled style with options looks like such a map, too, and must be an error.
+            // A misspelled style with options also looks like a map of styles: `are_options` tells them apart.
             Json::Object(map) if map.is_empty() => return Err(wrong_kind(&path, "a style or a map of styles", value)),
             Json::Object(map) => match map.iter().next() {
                 Some((name, Json::Object(options))) if map.len() == 1 => match named(name, options, &path)? {
@@ -198,7 +198,7 @@ impl Options<'_> {
 
     fn prepare(&self, key: &str) -> Result<Option<Prepare>, PlanError> {
         let Some(json) = self.map.get(key) else { return Ok(None) };
-        // The axis of a style is one dimension of the mesh, so the functions always apply.
+        // A style works on one dimension of a mesh, for which a mesh of one rank stands here.
         let found = json.as_str().and_then(|name| prepare::named(name, &Mesh::single())).and_then(Result::ok);
         let expected = "the name of a prepare function, such as \"make_output_tensor\"";
         found.map(Some).ok_or_else(|| self.wrong_kind(key, expected, json))

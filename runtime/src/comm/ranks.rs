@@ -1,8 +1,10 @@
 //! The communicator of one rank in a [`World`], for a thread or a process.
 //!
 //! A collective synchronizes twice. A rank *arrives* when it starts: it publishes its buffers and a fingerprint of the
-//! operation under a sequence number of the group. Once all have arrived, every rank computes its share, reading its
-//! peers' buffers directly. A rank is *done* when its share is, and returns when all are done.
+//! operation under a sequence number of the group. It computes nothing yet. Once all have arrived, every rank that waits
+//! computes its share (`share`), reading its peers' buffers directly: of an all-reduce it combines one piece for all ranks,
+//! and of any other collective its own result. A rank is *done* when it has computed its share, and its wait returns when
+//! all ranks are done.
 //!
 //! A rank that waits also computes its share of every other collective that it has started, so no order of waits can
 //! deadlock. It spins for a moment, then yields, then sleeps. It never waits longer than the deadline, and gives up at
@@ -79,7 +81,7 @@ impl Ranks {
     }
 
     /// Computes this rank's share of every started collective for which all ranks have arrived.
-    fn progress(&mut self) -> Result<(), RuntimeError> {
+    fn compute_shares(&mut self) -> Result<(), RuntimeError> {
         for i in 0..self.pending.len() {
             let Pending { id, sequence, share_done } = self.pending[i];
             if share_done {
@@ -177,7 +179,7 @@ impl Awaited<RuntimeError> for Finish<'_> {
     }
 
     fn look(&mut self) -> Result<Option<()>, RuntimeError> {
-        self.ranks.progress()?;
+        self.ranks.compute_shares()?;
         let Some(at) = self.ranks.pending.iter().position(|p| p.id == self.id) else { return Ok(Some(())) };
         if self.ranks.finished(self.ranks.pending[at]) {
             self.ranks.pending.remove(at);
@@ -200,6 +202,7 @@ impl Awaited<RuntimeError> for Finish<'_> {
     }
 
     fn progress(&mut self) -> u64 {
+        // A deadline of a collective is strict: no work of a peer extends it.
         0
     }
 }

@@ -23,7 +23,7 @@ impl Dispatched {
         for kind in Heads::each() {
             inner[kind.index()] = rule.inner(kind);
             if rule.inner(kind) != Heads::NONE {
-                outer = outer.and(kind);
+                outer = outer.or(kind);
             }
         }
         Dispatched { rule, outer, inner }

@@ -32,9 +32,9 @@ pub struct Rule {
     pub equality: &'static str,
     /// What it does to results.
     pub tag: Tag,
-    /// The left sides: the kinds of the outer operation, and the kinds of which an operand has to be.
+    /// The left sides: the kinds of the outer operation, and the kinds to one of which an operand must belong.
     on: &'static [(Heads, Heads)],
-    /// What the factor table has to say of the operation that computes.
+    /// What the factor table must confirm about the operation that computes.
     conditions: &'static [Condition],
     apply: Apply,
 }
@@ -55,9 +55,9 @@ impl fmt::Debug for Rule {
 }
 
 impl Rule {
-    /// The kinds of operands of which the rule says something below an operation of a kind; empty if it says nothing of it.
+    /// The kinds of operands that the rule rewrites below an outer operation of a kind; empty if it does not apply there.
     pub(super) fn inner(&self, outer: Heads) -> Heads {
-        let of = |all: Heads, on: &(Heads, Heads)| if outer.meets(on.0) { all.and(on.1) } else { all };
+        let of = |all: Heads, on: &(Heads, Heads)| if outer.meets(on.0) { all.or(on.1) } else { all };
         self.on.iter().fold(Heads::NONE, of)
     }
 
@@ -102,8 +102,8 @@ impl Rule {
 pub fn all_rules() -> &'static [Rule] {
     use Tag::{Exact, Reassociates};
     type H = Heads;
-    /// Operations that no instance of the theorem of gathers names but rule 20.
-    const REST: Heads = H::REDUCE.and(H::SCATTER_ADD).and(H::TAKE).and(H::OTHER);
+    /// Operations whose gathers only rule 20 covers.
+    const REST: Heads = H::REDUCE.or(H::SCATTER_ADD).or(H::TAKE).or(H::OTHER);
     const RULES: &[Rule] = &[
         Rule::new(1, "split a reduction", Exact, "all_reduce(x) = all_gather_d(reduce_scatter_d(x))")
             .on(&[(H::ALL_REDUCE, H::ANY)])
@@ -121,10 +121,10 @@ pub fn all_rules() -> &'static [Rule] {
             .on(&[(H::SHARD_SLICE, H::ALL_GATHER), (H::ALL_TO_ALL, H::ALL_TO_ALL), (H::ALL_GATHER, H::ALL_TO_ALL)])
             .by(cancel::exchange),
         Rule::new(6, "reduction of an invariant", Exact, "all_reduce(to_partial(x)) = x")
-            .on(&[(H::ALL_REDUCE.and(H::REDUCE_SCATTER), H::TO_PARTIAL)])
+            .on(&[(H::ALL_REDUCE.or(H::REDUCE_SCATTER), H::TO_PARTIAL)])
             .by(cancel::reduce_of_invariant),
         Rule::new(7, "sum of reductions", Reassociates, "all_reduce(x) + all_reduce(y) = all_reduce(x + y)")
-            .on(&[(H::COMPUTES, H::ALL_REDUCE.and(H::REDUCE_SCATTER))])
+            .on(&[(H::COMPUTES, H::ALL_REDUCE.or(H::REDUCE_SCATTER))])
             .when(&[JointlyLinear])
             .by(merge::sum_of_reductions),
         Rule::new(8, "sum with an invariant", Reassociates, "all_reduce(x) + y = all_reduce(x + to_partial(y))")
@@ -186,7 +186,7 @@ pub fn all_rules() -> &'static [Rule] {
             .when(&[Keeps])
             .both_ways(Any),
         Rule::new(19, "reduced dimension", Reassociates, "sum_d(all_gather_d(x)) = all_reduce(sum_d(x))")
-            .on(&[(H::REDUCE.and(H::SCATTER_ADD), H::ANY)])
+            .on(&[(H::REDUCE.or(H::SCATTER_ADD), H::ANY)])
             .when(&[Reduces])
             .by(gather::reduced),
         Rule::new(20, "other operation, kept index", Exact, "f(all_gather_d(x)) = all_gather_d(f(x)), f keeps d")
@@ -229,7 +229,7 @@ mod tests {
     }
 
     /// An operation that computes belongs to one instance of the theorem of gathers for each case: the index is kept or
-    /// reduced, the other operands are gathered or sliced. Of reductions with several operands there is none but products.
+    /// reduced, the other operands are gathered or sliced. Products are the only reductions with several operands.
     #[test]
     fn the_instances_of_the_theorem_overlap_nowhere_and_leave_nothing_out() {
         let instances = |head: Heads, condition: Condition, others: Others| -> Vec<u32> {

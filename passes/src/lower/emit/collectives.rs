@@ -1,4 +1,8 @@
-//! Emits collectives and their buffers.
+//! Emits collectives and their buffers: an action that starts each of them and one that waits for it, with the views, the
+//! group and the sizes of this rank.
+//!
+//! Before, for the group `[0, 1]` of `tp`: `%26 = all_reduce tp sum %25 : f32[32, 64]`.
+//! After: `start #0 all_reduce tp [0, 1] b3 f32[32, 64] -> b3 f32[32, 64]`, …, `wait #0`.
 
 use super::super::claims::Claim;
 use super::super::events::why;

@@ -30,6 +30,8 @@ pub(super) struct Emitter<'a> {
     pub(super) bucket_buffers: HashMap<usize, BufferId>,
     /// Values that are computed directly in the buffer of a bucket.
     pub(super) in_buckets: HashMap<Value, BufferPosition>,
+    /// The nodes whose values are outputs of the program.
+    pub(super) output_nodes: HashSet<NodeIndex>,
     /// Whether each value of a loop or an epilogue is read by other kernels.
     pub(super) stored: Vec<bool>,
     /// Nodes whose memory kernels read in order to recompute other values.
@@ -61,6 +63,7 @@ impl<'a> Emitter<'a> {
             started: 0,
             bucket_buffers: HashMap::new(),
             in_buckets: HashMap::new(),
+            output_nodes: depend::outputs(graph),
             stored,
             recomputing: depend::recomputing(graph, kernels).into_keys().collect(),
             stats: HashMap::new(),

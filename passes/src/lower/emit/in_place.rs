@@ -7,6 +7,7 @@ use super::emitter::Emitter;
 use super::views::has_own_buffer;
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
+use tpc_ir::graph::Use;
 use tpc_ir::{Graph, Op, OutputKind, Value};
 
 /// The nodes of a kernel that overwrite an input, each with its input.
@@ -34,37 +35,37 @@ pub(super) fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<InPlace> {
     for (k, kernel) in kernels.iter().enumerate() {
         kernel.nodes().iter().for_each(|n| kernel_of[n.index()] = Some(k));
     }
-    // For each node, the position in the order at which its value is available, counted from 1. For a collective, that
-    // is its wait. A node that no kernel computes has 0.
     let mut position = vec![0usize; graph.len()];
     for (at, event) in (1..).zip(&schedule.order) {
         let (Event::Run(k) | Event::Start(k) | Event::Wait(k)) = *event;
         kernels[k].nodes().iter().for_each(|n| position[n.index()] = at);
     }
+    let readers = Readers { graph, position, outputs: depend::outputs(graph) };
+    let position = |node: NodeIndex| readers.position[node.index()];
     // The last position at which a value is read in order to recompute another.
-    let last = |readers: Vec<usize>| readers.iter().map(|&k| position[kernels[k].first().index()]).max();
+    let last = |readers: Vec<usize>| readers.iter().map(|&k| position(kernels[k].first())).max();
     let recomputing: HashMap<NodeIndex, Option<usize>> =
         depend::recomputing(graph, kernels).into_iter().map(|(node, readers)| (node, last(readers))).collect();
     let inputs = graph.inputs_by_id();
+    let mut outputs: HashMap<Value, usize> = HashMap::new();
+    graph.outputs.iter().for_each(|output| *outputs.entry(output.value).or_default() += 1);
     let mut all = vec![HashMap::new(); kernels.len()];
     for output in &graph.outputs {
         let (OutputKind::Update(id), node) = (&output.kind, output.value.node) else { continue };
         let (Some(k), Some(&input)) = (kernel_of[node.index()], inputs.get(id)) else { continue };
-        let one_use = graph.outputs.iter().filter(|o| o.value == output.value).count() == 1;
-        let at = position[node.index()];
+        let one_use = outputs[&output.value] == 1;
+        let at = position(node);
         let is_read_later = recomputing.get(&input).is_some_and(|&read| read >= Some(at));
         if !one_use || is_read_later {
             continue;
         }
         let may_overwrite = match (&kernels[k], &graph.node(node).op) {
-            (_, Op::Put) => {
-                graph.operands(node)[0] == Value::from(input) && others_are_done(graph, &position, node, input)
-            }
+            (_, Op::Put) => graph.operands(node)[0] == Value::from(input) && readers.others_are_done(node, input),
             (Kernel::Loop(nest), Op::Map { .. }) => {
                 let dims = &nest.dims[&node];
                 // If the loop has another dimension, the value is written in every iteration of it and would be read
                 // after it was written.
-                dims.len() == nest.space.len() && readers_are_done(graph, nest, &position, at, input, dims)
+                dims.len() == nest.space.len() && readers.readers_are_done(nest, at, input, dims)
             }
             _ => false,
         };
@@ -75,58 +76,62 @@ pub(super) fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<InPlace> {
     all
 }
 
-/// Whether every reader of an input has run before, except the node that replaces rows of it, whose first operand it
-/// is.
-fn others_are_done(graph: &Graph, position: &[usize], node: NodeIndex, input: NodeIndex) -> bool {
-    let at = position[node.index()];
-    graph.users(input).all(|(user, edge)| match depend::is_alias(&graph.node(user).op) {
-        true => alias_is_done(graph, position, at, user),
-        false if user == node => edge.operand == 0,
-        false => position[user.index()] < at,
-    }) && !is_output(graph, input)
+/// When the nodes of a program are computed, and which of them are outputs.
+struct Readers<'a> {
+    graph: &'a Graph,
+    /// For each node, the position in the order at which its value is available, counted from 1. For a collective, that
+    /// is its wait. A node that no kernel computes has 0.
+    position: Vec<usize>,
+    outputs: HashSet<NodeIndex>,
 }
 
-fn readers_are_done(
-    graph: &Graph,
-    nest: &Nest,
-    position: &[usize],
-    at: usize,
-    source: NodeIndex,
-    written: &[LoopDim],
-) -> bool {
-    graph.users(source).all(|(user, edge)| {
-        if depend::is_alias(&graph.node(user).op) {
-            // All readers of the alias must be earlier kernels.
-            return alias_is_done(graph, position, at, user);
-        }
-        if position[user.index()] < at {
-            return true;
-        }
-        if position[user.index()] > at || !nest.letters.contains_key(&user) {
-            return false;
-        }
-        let row = &letters(graph, user).operands[edge.operand as usize];
-        nest.along(user, row) == written
-    }) && !is_output(graph, source)
-}
+impl Readers<'_> {
+    /// Whether every reader of an input has run before, except the node that replaces rows of it, whose first operand it
+    /// is.
+    fn others_are_done(&self, node: NodeIndex, input: NodeIndex) -> bool {
+        let at = self.position[node.index()];
+        let done = |(user, edge): (NodeIndex, Use)| match depend::is_alias(&self.graph.node(user).op) {
+            true => self.alias_is_done(at, user),
+            false if user == node => edge.operand == 0,
+            false => self.position[user.index()] < at,
+        };
+        !self.outputs.contains(&input) && self.graph.users(input).all(done)
+    }
 
-/// Whether every kernel that reads a node, directly or through aliases, has run.
-fn alias_is_done(graph: &Graph, position: &[usize], at: usize, node: NodeIndex) -> bool {
-    let done = |user: NodeIndex| match depend::is_alias(&graph.node(user).op) {
-        true => alias_is_done(graph, position, at, user),
-        false => position[user.index()] < at,
-    };
-    graph.users(node).all(|(user, _)| done(user)) && !is_output(graph, node)
-}
+    /// Whether every reader of a value has run before a position, or reads in a loop at this position only the elements that
+    /// the loop writes.
+    fn readers_are_done(&self, nest: &Nest, at: usize, source: NodeIndex, written: &[LoopDim]) -> bool {
+        let done = |(user, edge): (NodeIndex, Use)| {
+            if depend::is_alias(&self.graph.node(user).op) {
+                // All readers of the alias must be earlier kernels.
+                return self.alias_is_done(at, user);
+            }
+            if self.position[user.index()] < at {
+                return true;
+            }
+            if self.position[user.index()] > at || !nest.letters.contains_key(&user) {
+                return false;
+            }
+            let row = &letters(self.graph, user).operands[edge.operand as usize];
+            nest.along(user, row) == written
+        };
+        !self.outputs.contains(&source) && self.graph.users(source).all(done)
+    }
 
-fn is_output(graph: &Graph, node: NodeIndex) -> bool {
-    graph.outputs.iter().any(|o| o.value.node == node)
+    /// Whether every kernel that reads a node, directly or through aliases, has run.
+    fn alias_is_done(&self, at: usize, node: NodeIndex) -> bool {
+        let done = |(user, _): (NodeIndex, Use)| match depend::is_alias(&self.graph.node(user).op) {
+            true => self.alias_is_done(at, user),
+            false => self.position[user.index()] < at,
+        };
+        !self.outputs.contains(&node) && self.graph.users(node).all(done)
+    }
 }
 
 impl Emitter<'_> {
     /// Whether a value has exactly one reader and is not an output.
     pub(super) fn is_exclusive(&self, value: Value) -> bool {
-        self.graph.users(value.node).count() == 1 && !is_output(self.graph, value.node)
+        self.graph.users(value.node).count() == 1 && !self.output_nodes.contains(&value.node)
     }
 
     /// A value whose last reader is an epilogue that reads it element by element as it writes its result, so that the
