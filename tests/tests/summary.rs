@@ -196,6 +196,30 @@ fn tables_show_modules_phases_and_collectives() {
     );
 }
 
+/// What other commands say of how a program is compiled can be said of two plans at once, or of each.
+#[test]
+fn compared_programs_have_the_options_of_the_others() {
+    let report = |command: &str, options: &str| json(format!("{command} --mesh tp=2 {options}").trim_end());
+    let alone = |options: &str| report(&format!("costs {LLAMA} --plan tp"), options)["plan"].clone();
+    let compared = |options: &str| report(&format!("diff {LLAMA} --plan tp --plan tp"), options);
+    let bytes = alone("")["arena_bytes"].as_u64().unwrap();
+    let limit = format!("--memory-limit {bytes}");
+    assert_eq!(compared(&limit)["b"], alone(&limit));
+    let refused = error(&format!("diff {LLAMA} --plan tp --plan tp --mesh tp=2 {limit} --memory-limit 1MB"));
+    assert!(
+        refused.starts_with("error: --plan tp --mesh tp=2 --memory-limit 1000000: the smallest program"),
+        "{refused}"
+    );
+    for options in ["--disable-rule 7", "--enable-rule 1", "--fp exact"] {
+        let (both, alone) = (compared(options), alone(options));
+        assert_eq!((&both["a"], &both["b"]), (&alone, &alone), "{options}");
+    }
+    let sent = |options: &str| compared(options)["a"]["sent_bytes"].as_f64().unwrap();
+    assert!(sent("--disable-rule 7") > 1.5 * sent(""));
+    let text = run(&format!("diff {LLAMA} --plan tp --plan tp --mesh tp=2 --fp exact --fp reassociate"));
+    assert!(text.contains("\nA: --plan tp --mesh tp=2 --fp exact\nB: --plan tp --mesh tp=2\n"), "{text}");
+}
+
 /// The JSON has the numbers of the tables, row by row.
 #[test]
 fn json_equals_the_tables() {
@@ -256,14 +280,16 @@ fn a_plan_compared_with_itself_does_not_differ() {
     assert_eq!((report["rows"].as_array().unwrap().len(), report["peak"].as_array().unwrap().len()), (0, 0));
 }
 
+/// What a command that fails says.
+fn error(arguments: &str) -> String {
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    let (code, out, err) = tpc(&arguments);
+    assert_eq!((code, &*out), (1, ""), "{err}");
+    err
+}
+
 #[test]
 fn what_cannot_be_compared_is_said() {
-    let error = |arguments: &str| {
-        let arguments: Vec<&str> = arguments.split(' ').collect();
-        let (code, out, err) = tpc(&arguments);
-        assert_eq!((code, &*out), (1, ""), "{err}");
-        err
-    };
     let diff = "diff --preset mlp --plan tp";
     assert_eq!(error(diff), "error: two plans are compared, but --plan is given once\n");
     assert_eq!(

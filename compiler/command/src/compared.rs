@@ -1,7 +1,7 @@
 //! Plans that a command compares, each on its mesh: options that are given once for all of them, or once for each.
 
 use crate::options::{Chosen, Fp};
-use crate::{Failure, Outcome, Placement};
+use crate::{Failure, Outcome, Placement, predicted};
 use clap::Args;
 
 /// The options that say how plans are compiled.
@@ -13,6 +13,18 @@ pub struct Compared {
     /// What decides the placements that a plan leaves open; given once for all plans or once for each
     #[arg(long, value_enum, value_name = "WHO", default_value = "given")]
     placements: Vec<Chosen>,
+    /// Memory of one rank that a program must fit into, such as 80GiB or 80GB; given once for all plans or once for each [default: any]
+    #[arg(long, value_name = "SIZE", value_parser = predicted::size)]
+    memory_limit: Vec<f64>,
+    /// What the rewrite rules of the e-graph may do to floating-point results; given once for all plans or once for each
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "reassociate")]
+    fp: Vec<Fp>,
+    /// Switch on a rewrite rule that is off, for all plans, by its number in passes/src/egraph/rules/RULES.md; may be repeated
+    #[arg(long, value_name = "N")]
+    enable_rule: Vec<u32>,
+    /// Disable a rewrite rule of the e-graph for all plans, by its number in passes/src/egraph/rules/RULES.md; may be repeated
+    #[arg(long, value_name = "N")]
+    disable_rule: Vec<u32>,
     /// Target to plan for: a built-in one (cpu, h100-node, h200-node, ethernet) or a JSON file, as tpc calibrate writes it [default: cpu]
     #[arg(long, value_name = "NAME|FILE")]
     target: Option<String>,
@@ -27,18 +39,20 @@ impl Compared {
         let of = plans.len();
         let meshes = for_each("mesh", &self.mesh, String::new(), of)?;
         let chosen = for_each("placements", &self.placements, Chosen::Given, of)?;
-        let each = plans.iter().zip(meshes).zip(chosen);
-        let placement = |((plan, mesh), placements): ((&String, String), Chosen)| Placement {
-            plan: plan.clone(),
-            mesh,
-            placements,
-            memory_limit: None,
+        let limits: Vec<Option<f64>> = self.memory_limit.iter().copied().map(Some).collect();
+        let limits = for_each("memory-limit", &limits, None, of)?;
+        let fp = for_each("fp", &self.fp, Fp::Reassociate, of)?;
+        let placement = |at: usize| Placement {
+            plan: plans[at].clone(),
+            mesh: meshes[at].clone(),
+            placements: chosen[at],
+            memory_limit: limits[at],
             target: self.target.clone(),
-            fp: Fp::Reassociate,
-            enable_rule: Vec::new(),
-            disable_rule: Vec::new(),
+            fp: fp[at],
+            enable_rule: self.enable_rule.clone(),
+            disable_rule: self.disable_rule.clone(),
         };
-        Ok(each.map(placement).collect())
+        Ok((0..of).map(placement).collect())
     }
 }
 

@@ -399,7 +399,7 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// The options that name the plan and the mesh.
+    /// The options that tell this program apart from others of the same step.
     pub fn flags(&self) -> String {
         let plan = format!("--plan {}", cut(&self.plan));
         let mesh = if self.mesh.is_empty() { String::new() } else { format!(" --mesh {}", cut(&self.mesh)) };
@@ -408,7 +408,11 @@ impl Placement {
             Chosen::Planned => " --placements planned",
             Chosen::Auto => " --placements auto",
         };
-        plan + &mesh + placements
+        let limit = self.memory_limit.map(|bytes| format!(" --memory-limit {bytes}")).unwrap_or_default();
+        let fp = if self.fp == Fp::Reassociate { String::new() } else { format!(" --fp {}", self.fp.name()) };
+        let rules = |verb: &str, rules: &[u32]| rules.iter().map(|n| format!(" --{verb}-rule {n}")).collect::<String>();
+        let (on, off) = (rules("enable", &self.enable_rule), rules("disable", &self.disable_rule));
+        [plan, mesh, placements.into(), limit, fp, on, off].concat()
     }
 
     /// The mesh to plan for.

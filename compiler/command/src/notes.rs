@@ -86,8 +86,9 @@ pub(crate) fn note_search(report: &SearchReport, terminal: &mut Terminal) {
 pub(crate) fn note_recomputed(report: &RecomputeReport, terminal: &mut Terminal) {
     let RecomputeReport { values, bytes: [more, less], seconds: [fast, slow] } = report;
     let all: usize = values.iter().map(|value| value.values).sum();
+    let (nouns, verb) = if all == 1 { ("value", "is") } else { ("values", "are") };
     terminal.note(format!(
-        "{all} values of the forward pass are computed a second time for the backward pass: {} of memory a rank instead of \
+        "{all} {nouns} of the forward pass {verb} computed a second time for the backward pass: {} of memory a rank instead of \
          {}, {} a step instead of {}, as simulated",
         bytes(*less as f64),
         bytes(*more as f64),
