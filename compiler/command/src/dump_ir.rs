@@ -16,7 +16,7 @@ use tpc_compiler::explain::Facts;
 use tpc_compiler::import::{Signature, import_with};
 use tpc_compiler::parallel::both;
 use tpc_compiler::plans::complete;
-use tpc_compiler::program::{CompileOptions, place_for};
+use tpc_compiler::program::{CompileOptions, compile_both, place_for};
 use tpc_compiler::rename::renamed;
 use tpc_ir::program::RankProgram;
 use tpc_ir::quote::cut;
@@ -28,7 +28,7 @@ use tpc_passes::check::{check, stored};
 use tpc_passes::egraph::SearchReport;
 use tpc_passes::lower::{LowerError, lower_rank, lower_ranks, lower_with, schedule};
 use tpc_passes::options::{StepOptions, on_captured, on_logical};
-use tpc_passes::planner::{Aim, PlacementSource};
+use tpc_passes::planner::Aim;
 use tpc_passes::styles::annotations::{Annotation, Annotations, Constraint};
 use tpc_passes::styles::layout::OnAxes;
 use tpc_passes::styles::{Plan, parallelize_module};
@@ -260,17 +260,12 @@ impl DumpIr {
         let Some(shown) = programs.next() else { return Ok(()) };
         // The other program decides only how large the arenas are.
         let other = programs.next().filter(|_| self.json || to >= Stage::Scheduled);
-        let (shown, other) = match (other, options.search.placements) {
-            (None, _) => (advanced(shown, None)?, None),
-            // Neither program depends on the other.
-            (Some(other), PlacementSource::Given) => {
-                let (shown, other) = both(|| advanced(shown, None), || advanced(other, None));
-                (shown?, Some(other?))
-            }
-            (Some(other), PlacementSource::Planned) => {
-                let shown = advanced(shown, None)?;
-                let aim = shown.report.as_ref().and_then(|report| report.aim());
-                (shown, Some(advanced(other, aim)?))
+        let (shown, other) = match other {
+            None => (advanced(shown, None)?, None),
+            Some(other) => {
+                let aim = |shown: &Staged| shown.report.as_ref()?.aim();
+                let (shown, other) = compile_both(options.search.placements, (shown, other), advanced, aim)?;
+                (shown, Some(other))
             }
         };
         let Staged { graph: first, report, obligations } = &shown;

@@ -18,7 +18,7 @@ pub use crate::candidate::Placed;
 use crate::candidate::{Candidate, Start, candidate, finished, improved};
 use crate::error::Error;
 use crate::fit::{fitted, or_fitted};
-use crate::parallel::in_parallel;
+use crate::parallel::{both, in_parallel};
 use crate::program::CompileOptions;
 use std::sync::{Mutex, PoisonError};
 use tpc_ir::Graph;
@@ -53,6 +53,30 @@ pub fn place_for(
     match memory {
         Some(limit) => fitted(&start, placed, limit).map(|(placed, _)| placed),
         None => Ok(placed),
+    }
+}
+
+/// Compiles two programs of a session at the same time, unless placements are planned: the second program is then planned for
+/// what the planner was to do in the first.
+///
+/// # Errors
+/// Those of `compile`.
+pub fn compile_both<P: Send, T: Send, E: Send>(
+    placements: PlacementSource,
+    (first, second): (P, P),
+    compile: impl Fn(P, Option<Aim>) -> Result<T, E> + Sync,
+    aim: impl Fn(&T) -> Option<Aim>,
+) -> Result<(T, T), E> {
+    match placements {
+        PlacementSource::Given => {
+            let (first, second) = both(|| compile(first, None), || compile(second, None));
+            Ok((first?, second?))
+        }
+        PlacementSource::Planned => {
+            let first = compile(first, None)?;
+            let second = compile(second, aim(&first))?;
+            Ok((first, second))
+        }
     }
 }
 

@@ -14,8 +14,7 @@ use crate::error::Error;
 use crate::explain::Facts;
 use crate::feed::{check_memory, feed, seed_bytes, write_seed};
 use crate::import::{Imported, Signature, import_with, step_scalar};
-use crate::parallel::both;
-pub use crate::place::{Placed, place, place_for};
+pub use crate::place::{Placed, compile_both, place, place_for};
 use crate::rename::{Rename, renamed};
 use crate::shared_session::{SessionPlacements, SharedSession, parallelize_like};
 use crate::target;
@@ -34,7 +33,6 @@ use tpc_passes::egraph::{SearchOptions, SearchReport};
 use tpc_passes::kept::place_caches;
 use tpc_passes::lower::{LowerOptions, lower_sharing_inputs};
 use tpc_passes::options::{StepOptions, on_captured, on_logical};
-use tpc_passes::planner::PlacementSource;
 use tpc_passes::styles::{Annotations, Plan, parallelize_module};
 use tpc_passes::targets::Target;
 use tpc_runtime::RuntimeError;
@@ -288,18 +286,9 @@ pub fn compile_training(
         let session = SharedSession { aim, ..SharedSession::default() };
         compile_graph_in(graph, mesh, plan, options, &session).map_err(|e| facts.explain(e))
     };
-    let (mut steady_stages, mut first_stages) = match options.search.placements {
-        // Neither program depends on the other.
-        PlacementSource::Given => {
-            let (steady, first) = both(|| compile(steady_import.graph, None), || compile(first_import.graph, None));
-            (steady?, first?)
-        }
-        PlacementSource::Planned => {
-            let steady = compile(steady_import.graph, None)?;
-            let first = compile(first_import.graph, steady.report.aim())?;
-            (steady, first)
-        }
-    };
+    let graphs = (steady_import.graph, first_import.graph);
+    let (mut steady_stages, mut first_stages) =
+        compile_both(options.search.placements, graphs, compile, |steady| steady.report.aim())?;
     for (a, b) in first_stages.ranks.iter_mut().zip(&mut steady_stages.ranks) {
         let bytes = a.arena_bytes.max(b.arena_bytes);
         (a.arena_bytes, b.arena_bytes) = (bytes, bytes);

@@ -4,7 +4,7 @@
 
 use super::kernel::{Kernel, is_free};
 use petgraph::graph::NodeIndex;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use tpc_ir::{Graph, MapFn, Op, OutputKind, Value};
 
 /// The dependences between kernels, by their indices in the list.
@@ -54,11 +54,6 @@ impl Dependences {
             }
         }
     }
-}
-
-/// The nodes whose values are outputs of the program.
-pub(super) fn outputs(graph: &Graph) -> HashSet<NodeIndex> {
-    graph.outputs.iter().map(|output| output.value.node).collect()
 }
 
 /// The kernels, other than those of the users of a node, that read its memory in order to recompute a value.

@@ -53,7 +53,8 @@ pub use without::{Without, plan_without};
 /// What decides the placements that a plan leaves open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum PlacementSource {
-    /// They follow from the placements that the plan gives; only the rules of the e-graph change them.
+    /// They follow from the placements that the plan gives. The rules of the e-graph change them, and the planner does only
+    /// where these leave equal layers in different placements.
     #[default]
     Given,
     /// The planner chooses them. What the plan says of values inside the program is only where the planner begins;

@@ -63,7 +63,7 @@ impl<'a> Emitter<'a> {
             started: 0,
             bucket_buffers: HashMap::new(),
             in_buckets: HashMap::new(),
-            output_nodes: depend::outputs(graph),
+            output_nodes: graph.outputs.iter().map(|output| output.value.node).collect(),
             stored,
             recomputing: depend::recomputing(graph, kernels).into_keys().collect(),
             stats: HashMap::new(),

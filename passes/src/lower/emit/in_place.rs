@@ -29,7 +29,7 @@ pub(super) fn stored(graph: &Graph, kernels: &[Kernel]) -> Vec<bool> {
 /// For every kernel, the updates that may overwrite their inputs. Either the kernel replaces rows of the input, or it
 /// is a loop over the elements of the input that reads each of them only where it writes it. All other readers of the
 /// input must have run before.
-pub(super) fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<InPlace> {
+pub(super) fn in_place(graph: &Graph, schedule: &Schedule, output_nodes: &HashSet<NodeIndex>) -> Vec<InPlace> {
     let kernels = &schedule.kernels;
     let mut kernel_of: Vec<Option<usize>> = vec![None; graph.len()];
     for (k, kernel) in kernels.iter().enumerate() {
@@ -40,7 +40,7 @@ pub(super) fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<InPlace> {
         let (Event::Run(k) | Event::Start(k) | Event::Wait(k)) = *event;
         kernels[k].nodes().iter().for_each(|n| position[n.index()] = at);
     }
-    let readers = Readers { graph, position, outputs: depend::outputs(graph) };
+    let readers = Readers { graph, position, outputs: output_nodes };
     let position = |node: NodeIndex| readers.position[node.index()];
     // The last position at which a value is read in order to recompute another.
     let last = |readers: Vec<usize>| readers.iter().map(|&k| position(kernels[k].first())).max();
@@ -82,7 +82,7 @@ struct Readers<'a> {
     /// For each node, the position in the order at which its value is available, counted from 1. For a collective, that
     /// is its wait. A node that no kernel computes has 0.
     position: Vec<usize>,
-    outputs: HashSet<NodeIndex>,
+    outputs: &'a HashSet<NodeIndex>,
 }
 
 impl Readers<'_> {

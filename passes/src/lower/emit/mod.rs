@@ -40,7 +40,7 @@ pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProg
     let kernels = &schedule.kernels;
     let mut emitter = Emitter::new(graph, kernels, stored(graph, kernels), rank);
     emitter.inputs();
-    let in_place = in_place(graph, schedule);
+    let in_place = in_place(graph, schedule, &emitter.output_nodes);
     for (k, kernel) in kernels.iter().enumerate() {
         if let Kernel::Collective(nodes) = kernel {
             emitter.allocate_bucket(k, nodes);
