@@ -11,7 +11,7 @@
 
 use crate::attention::{Attention, Operand};
 use crate::input::InputId;
-use crate::interpret::{Options, Tensor};
+use crate::interpret::{Options, Tensor, largest};
 use crate::op::{MapFn, ReduceOp};
 use crate::program::{
     Action, Collective, CollectiveKind, Contract, Instruction, Loop, Part, RankProgram, View, dense_strides,
@@ -465,13 +465,9 @@ impl<'a> Rank<'a> {
                 let (n, k) = (from.shape.last().copied().unwrap_or(1), values.shape.last().copied().unwrap_or(1));
                 let (mut best, mut positions) = (Vec::new(), Vec::new());
                 for row in self.elements(from)?.chunks(n.max(1)) {
-                    let mut order: Vec<usize> = (0..row.len()).collect();
-                    order.sort_by(|&a, &b| match (row[a].is_nan(), row[b].is_nan()) {
-                        (false, false) => row[b].total_cmp(&row[a]),
-                        (a, b) => b.cmp(&a),
-                    });
-                    best.extend(order[..k].iter().map(|&i| row[i]));
-                    positions.extend(order[..k].iter().map(|&i| i as f64));
+                    let order = largest(row, k);
+                    best.extend(order.iter().map(|&i| row[i]));
+                    positions.extend(order.iter().map(|&i| i as f64));
                 }
                 self.put_all(values, &best)?;
                 self.put_all(indices, &positions)

@@ -981,20 +981,38 @@ fn whole_rows(t: &Tensor, from: &Type, shape: &[usize], to: &Type, last: usize) 
     if fits { Ok(()) } else { Err(misfit(0, t)) }
 }
 
-/// The largest elements of every row in descending order, and their indices. Of equal elements the first comes first,
-/// and NaN counts as larger than every number.
+/// The indices of the `k` largest elements of a row in descending order. Of equal elements the first comes first, and NaN
+/// counts as larger than every number. The two zeros are equal.
+pub(crate) fn largest(row: &[f64], k: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    order.sort_by(|&a, &b| match (row[a].is_nan(), row[b].is_nan()) {
+        (false, false) => row[b].partial_cmp(&row[a]).unwrap_or(std::cmp::Ordering::Equal),
+        (a, b) => b.cmp(&a),
+    });
+    order.truncate(k);
+    order
+}
+
+/// The [`largest`] elements of every row, and their indices.
 fn top_k(t: &Tensor, shape: &[usize], dtypes: [DType; 2]) -> Vec<Tensor> {
     let (k, n) = (shape[shape.len() - 1], t.shape[shape.len() - 1]);
     let (mut values, mut indices) = (Vec::new(), Vec::new());
     for row in t.data.chunks(n.max(1)) {
-        let mut order: Vec<usize> = (0..row.len()).collect();
-        order.sort_by(|&a, &b| match (row[a].is_nan(), row[b].is_nan()) {
-            (false, false) => row[b].partial_cmp(&row[a]).unwrap_or(std::cmp::Ordering::Equal),
-            (a, b) => b.cmp(&a),
-        });
-        values.extend(order[..k].iter().map(|&i| row[i]));
-        indices.extend(order[..k].iter().map(|&i| i as f64));
+        let order = largest(row, k);
+        values.extend(order.iter().map(|&i| row[i]));
+        indices.extend(order.iter().map(|&i| i as f64));
     }
     let tensor = |dtype, data| Tensor { dtype, shape: shape.to_vec(), data };
     vec![tensor(dtypes[0], values), tensor(dtypes[1], indices)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_equal_elements_comes_first() {
+        assert_eq!(largest(&[0.0, -0.0, 3.0, 0.0, f64::NAN, -1.0], 6), [4, 2, 0, 1, 3, 5]);
+        assert_eq!(largest(&[-0.0, 0.0, -2.0], 2), [0, 1]);
+    }
 }
