@@ -501,7 +501,7 @@ impl<'a> Lines<'a> {
             return None;
         }
         let resizing = Resizing::new(self, block, by)?;
-        let mut built = Built { graph: Graph::new(self.graph.mesh.clone()), ..Built::default() };
+        let mut built = Built { graph: Graph::with_room_for(self.graph.mesh.clone(), self.graph), ..Built::default() };
         let reasons = Reasons::new(self, &resizing);
         resizing.each(&self.lines, &resizing.runs, |copy, numbers| {
             built.node(self, copy.of, &numbers, reasons.of(&resizing, copy))
@@ -830,17 +830,17 @@ fn stretches(lines: &[Line]) -> Vec<Stretch> {
     for (i, line) in lines.iter().enumerate().rev() {
         after[i] = next.insert(line.key, i);
     }
-    let mut pairs: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut pairs = vec![0; LONGEST_PERIOD + 1];
     for i in 0..lines.len() {
         let mut at = i;
         for _ in 0..OCCURRENCES {
             let Some(later) = after[at].filter(|l| l - i <= LONGEST_PERIOD) else { break };
-            *pairs.entry(later - i).or_default() += 1;
+            pairs[later - i] += 1;
             at = later;
         }
     }
     let mut found = Vec::new();
-    for (&period, _) in pairs.iter().filter(|(period, pairs)| pairs >= period) {
+    for (period, _) in pairs.into_iter().enumerate().filter(|&(period, pairs)| pairs >= period.max(1)) {
         let equal = |i: usize| i + period < lines.len() && lines[i].key == lines[i + period].key;
         let even = |i: usize| {
             let (a, b) = (&lines[i].numbers, &lines[i + period].numbers);

@@ -11,7 +11,7 @@ use crate::sharding::Type;
 use crate::subscripts::Subscripts;
 use crate::{MapFn, ReduceOp};
 use petgraph::Direction;
-use petgraph::graph::{DiGraph, NodeIndex};
+use petgraph::graph::{DiGraph, EdgeReference, NodeIndex};
 use petgraph::visit::EdgeRef;
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -206,6 +206,12 @@ impl Graph {
         Graph { mesh, ..Graph::default() }
     }
 
+    /// An empty program on a mesh with room for as many nodes as another one has, so that a pass that rebuilds a program
+    /// allocates its lists once.
+    pub fn with_room_for(mesh: Mesh, other: &Graph) -> Self {
+        Graph { mesh, dag: DiGraph::with_capacity(other.dag.node_count(), other.dag.edge_count()), ..Graph::default() }
+    }
+
     /// The same program with other regions.
     #[must_use]
     pub fn with_regions(mut self, regions: Vec<Region>) -> Self {
@@ -274,11 +280,12 @@ impl Graph {
     /// The operands of a node in order.
     pub fn operands(&self, node: NodeIndex) -> Vec<Value> {
         // petgraph lists incoming edges latest first.
-        let mut operands: Vec<Value> = self
-            .dag
-            .edges_directed(node, Direction::Incoming)
-            .map(|e| Value { node: e.source(), result: e.weight().result })
-            .collect();
+        let edges = self.dag.edges_directed(node, Direction::Incoming);
+        let operand = |e: EdgeReference<'_, Use>| Value { node: e.source(), result: e.weight().result };
+        // The latest edge belongs to the last operand, so its number is known before the others are visited.
+        let count = edges.clone().next().map_or(0, |last| last.weight().operand as usize + 1);
+        let mut operands = Vec::with_capacity(count);
+        operands.extend(edges.map(operand));
         operands.reverse();
         operands
     }

@@ -14,7 +14,7 @@ pub fn rebuild(
     mesh: Mesh,
     mut visit: impl FnMut(&mut Graph, NodeIndex, Vec<Value>) -> Vec<Value>,
 ) -> (Graph, Mapping) {
-    let mut new = Graph::new(mesh);
+    let mut new = Graph::with_room_for(mesh, old);
     let mut map = Mapping::default();
     let live = live(old);
     for node in old.nodes().filter(|n| live[n.index()]) {

@@ -22,7 +22,8 @@ use super::pick::pick;
 use crate::rebuild::{copy, rebuild};
 use petgraph::graph::NodeIndex;
 use rustc_hash::{FxBuildHasher, FxHashMap};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
 use tpc_ir::subscripts::Letter;
 use tpc_ir::{Graph, MapFn, Op, Origin, ReduceOp, Region, Scalar, Subscripts, Type, Value};
@@ -43,7 +44,8 @@ const COPIED: usize = 64;
 /// One round of simplification.
 pub fn simplify(graph: &Graph) -> Graph {
     let mut known = Known::default();
-    let (single, indexed) = (single_use_sums(graph), indexed_maps(graph));
+    let named = named(graph);
+    let (single, indexed) = (single_use_sums(graph, &named), indexed_maps(graph, &named));
     let mut flatten: FxHashMap<Value, Sum> = FxHashMap::default();
     rebuild(graph, graph.mesh.clone(), |new, node, operands| {
         let n = graph.node(node);
@@ -76,7 +78,7 @@ pub fn simplify(graph: &Graph) -> Graph {
                 let lost: BTreeMap<Letter, usize> = extents.filter(|(l, _)| !kept(l)).map(|(&l, &n)| (l, n)).collect();
                 vec![einsum(new, operands, folded, lost.values().product(), &n.types[0], &n.origin)]
             }
-            Op::Reduce { op: ReduceOp::Sum, subs } if sums_product(graph, node, new, operands[0]) => {
+            Op::Reduce { op: ReduceOp::Sum, subs } if sums_product(graph, node, new, operands[0], &named) => {
                 let Op::Einsum { subs: inner } = new.op(operands[0]).clone() else { return operands };
                 let outer = |l: &Letter| subs.operands[0][inner.result.iter().position(|r| r == l).unwrap_or(0)];
                 // Letters of the product that its result lacks get new names.
@@ -127,24 +129,31 @@ pub fn simplify(graph: &Graph) -> Graph {
     .0
 }
 
-/// The operations of a graph, by the hash of operation, operands and types.
+/// The operations of a graph, by the hash of operation, operands and types. If a hash is taken, the next free number is the
+/// key.
 #[derive(Default)]
-struct Known(FxHashMap<u64, Vec<NodeIndex>>);
+struct Known(FxHashMap<u64, NodeIndex>);
 
 impl Known {
     /// An earlier node that computes the same as a node, if there is one.
     fn earlier(&mut self, graph: &Graph, node: NodeIndex) -> Option<NodeIndex> {
         let (n, operands) = (graph.node(node), graph.operands(node));
-        let candidates = self.0.entry(FxBuildHasher.hash_one((&n.op, &operands, &n.types))).or_default();
-        let is_equal = |&&other: &&NodeIndex| {
+        let is_equal = |other: NodeIndex| {
             let o = graph.node(other);
             o.op == n.op && o.types == n.types && graph.operands(other) == operands
         };
-        let first = *candidates.iter().find(is_equal).unwrap_or(&node);
-        if first == node {
-            candidates.push(node);
+        let mut hash = FxBuildHasher.hash_one((&n.op, &operands, &n.types));
+        loop {
+            match self.0.entry(hash) {
+                Entry::Vacant(free) => {
+                    free.insert(node);
+                    return None;
+                }
+                Entry::Occupied(other) if *other.get() == node => return None,
+                Entry::Occupied(other) if is_equal(*other.get()) => return Some(*other.get()),
+                Entry::Occupied(_) => hash = hash.wrapping_add(1),
+            }
         }
-        (first != node).then_some(first)
     }
 }
 
@@ -160,7 +169,7 @@ const FREE: Letter = 128;
 
 /// Whether a product can take over a sum: only the sum reads the product, and both operands of the product have all letters
 /// that are summed. (It is cheaper to sum a letter of only one operand before or after the product.)
-fn sums_product(graph: &Graph, node: NodeIndex, new: &Graph, operand: Value) -> bool {
+fn sums_product(graph: &Graph, node: NodeIndex, new: &Graph, operand: Value, named: &[bool]) -> bool {
     let source = graph.operands(node)[0].node;
     let (Op::Einsum { subs: inner }, Op::Reduce { subs, .. }) = (new.op(operand), &graph.node(node).op) else {
         return false;
@@ -169,23 +178,27 @@ fn sums_product(graph: &Graph, node: NodeIndex, new: &Graph, operand: Value) -> 
     summed.map(|d| inner.result[d]).all(|l| inner.operands.iter().all(|row| row.contains(&l)))
         && matches!(graph.node(source).op, Op::Einsum { .. })
         && graph.users(source).count() == 1
-        && !graph.outputs.iter().any(|o| o.value.node == source)
-        && !graph.regions.iter().flat_map(Region::values).any(|v| v.node == source)
+        && !named[source.index()]
+}
+
+/// For each node, whether its values are outputs, or cross the boundary of a region.
+fn named(graph: &Graph) -> Vec<bool> {
+    let mut named = vec![false; graph.len()];
+    let values = graph.outputs.iter().map(|o| o.value).chain(graph.regions.iter().flat_map(Region::values));
+    values.for_each(|v| named[v.node.index()] = true);
+    named
 }
 
 /// For each node, whether it is a sum whose only reader is another sum of the same phase, so that the chain is one sum.
 /// A residual stream has further readers and is not such a chain.
-fn single_use_sums(graph: &Graph) -> Vec<bool> {
+fn single_use_sums(graph: &Graph, named: &[bool]) -> Vec<bool> {
     let mut single = vec![false; graph.len()];
-    let named = graph.outputs.iter().map(|o| o.value).chain(graph.regions.iter().flat_map(Region::values));
-    let outputs: HashSet<NodeIndex> = named.map(|v| v.node).collect();
     for node in graph.nodes() {
         let is_sum = |n: NodeIndex| matches!(&graph.node(n).op, Op::Map { f, .. } if f.is_sum());
         let mut users = graph.users(node);
         if let (true, Some((user, _)), None) = (is_sum(node), users.next(), users.next()) {
-            single[node.index()] = is_sum(user)
-                && graph.node(user).origin.phase == graph.node(node).origin.phase
-                && !outputs.contains(&node);
+            single[node.index()] =
+                is_sum(user) && graph.node(user).origin.phase == graph.node(node).origin.phase && !named[node.index()];
         }
     }
     single
@@ -194,17 +207,16 @@ fn single_use_sums(graph: &Graph) -> Vec<bool> {
 /// For each node, whether it is a map of which maps and reductions read only single indices of a dimension (halves of a
 /// rotary embedding), so that it need not be in memory. A value that a product reads (thirds of a fused q|k|v) must be
 /// in memory anyway.
-fn indexed_maps(graph: &Graph) -> Vec<bool> {
+fn indexed_maps(graph: &Graph, named: &[bool]) -> Vec<bool> {
     let mut indexed = vec![false; graph.len()];
-    for node in graph.nodes().filter(|&n| matches!(graph.node(n).op, Op::Map { .. })) {
+    let is_map = |n: &NodeIndex| matches!(graph.node(*n).op, Op::Map { .. }) && !named[n.index()];
+    for node in graph.nodes().filter(is_map) {
         let is_index = |n: NodeIndex| matches!(graph.node(n).op, Op::Index { .. });
         let computes = |n: NodeIndex| matches!(graph.node(n).op, Op::Map { .. } | Op::Reduce { .. });
         let through = |n: NodeIndex| is_index(n) && graph.users(n).all(|(user, _)| computes(user) || is_index(user));
         let mut users = graph.users(node).peekable();
         indexed[node.index()] = users.peek().is_some() && users.all(|(user, _)| through(user));
     }
-    let named = graph.outputs.iter().map(|o| o.value).chain(graph.regions.iter().flat_map(Region::values));
-    named.for_each(|v| indexed[v.node.index()] = false);
     indexed
 }
 

@@ -55,7 +55,7 @@ pub fn to_graph(
     order: &[(Id, Term)],
     class_of: &HashMap<Value, Id>,
 ) -> (Graph, Vec<Option<RuleId>>) {
-    let mut new = Graph::new(old.mesh.clone());
+    let mut new = Graph::with_room_for(old.mesh.clone(), old);
     let mut value_of: HashMap<Id, Value> = HashMap::new();
     // Inputs come first and in their order, used or not: they are the program's signature.
     for (node, _) in old.inputs() {

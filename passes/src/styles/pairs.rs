@@ -84,9 +84,13 @@ impl<'a> Reads<'a> {
         linears.sort_by_key(|w| w.user);
         // All products of the forward pass with a weight, which may be used several times.
         let mut products: HashMap<NodeIndex, Factor> = HashMap::new();
+        let mut of_input: HashMap<NodeIndex, usize> = HashMap::new();
+        for (linear, weight) in linears.iter().enumerate() {
+            of_input.entry(weight.input).or_insert(linear);
+        }
         for weight in all.values() {
-            let factor = match linears.iter().position(|linear| linear.input == weight.input) {
-                Some(linear) => Factor::Linear(linear),
+            let factor = match of_input.get(&weight.input) {
+                Some(&linear) => Factor::Linear(linear),
                 None if weight.name.is_below(path) => Factor::Table,
                 None => Factor::Outside,
             };

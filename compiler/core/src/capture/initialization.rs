@@ -12,7 +12,7 @@ use super::scope::RawScope;
 
 /// Removes the initialization of parameters from the program and returns both.
 pub(super) fn split_initialization(
-    operations: Vec<OperationIr>,
+    mut operations: Vec<OperationIr>,
     forward: &Forward,
     scopes: &[RawScope],
 ) -> (Vec<OperationIr>, HashMap<String, Init>) {
@@ -24,7 +24,8 @@ pub(super) fn split_initialization(
     let mut ranges: Vec<(u64, u64)> = parameters.iter().filter_map(recorded).collect();
     ranges.sort_unstable();
     let built: HashMap<u64, Init> = computed(&operations, parameters);
-    let (initialize, rest): (Vec<_>, Vec<_>) = operations.into_iter().partition(|op| within(&ranges, first_result(op)));
+    // The rest, which is most of them, stays in its memory.
+    let initialize: Vec<_> = operations.extract_if(.., |op| within(&ranges, first_result(op))).collect();
     let init = |info: &ParameterInfo| {
         let init = match info.initialization {
             Some(Initialization::Recorded(begin, end)) => {
@@ -39,7 +40,7 @@ pub(super) fn split_initialization(
         (info.path.to_string(), init)
     };
     let init = if forward.by_shapes { parameters.iter().map(init).collect() } else { HashMap::new() };
-    (drop_unread(rest, forward, scopes), init)
+    (drop_unread(operations, forward, scopes), init)
 }
 
 /// The initialization of the parameters that a module computed while it was built, by their tensors.

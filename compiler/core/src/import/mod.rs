@@ -19,7 +19,8 @@ mod window;
 use crate::capture::{Captured, InputKind as CapturedKind, OutputKind as CapturedOutput, operation_name};
 use burn::tensor::{DType as BurnDType, TensorData};
 use burn_ir::{FloatOperationIr, NumericOperationIr, OperationIr, ScalarIr, TensorIr};
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
 use tpc_ir::{
     Boundary, DType, Graph, InputId, InputKind, MapFn, Mesh, ModulePath, Op, Origin, Output, OutputKind, Phase, Region,
     Scalar, Segment, Subscripts, Type, UnitId, Value,
@@ -108,6 +109,7 @@ impl Signature {
         captures: impl IntoIterator<Item = &'a Captured>,
     ) -> Result<Self, ImportError> {
         let mut signature = Signature { constants, ..Signature::default() };
+        let mut known: HashSet<InputId> = HashSet::new();
         for captured in captures {
             for input in captured.inputs.iter().filter(|i| !counts(&i.kind)) {
                 let id = signature.id(&input.kind);
@@ -117,13 +119,12 @@ impl Signature {
                     CapturedKind::Parameter { unit, .. } => *unit,
                     _ => None,
                 };
-                if !signature.inputs.iter().any(|input| input.id == id) {
+                if known.insert(id.clone()) {
                     signature.inputs.push(SignatureInput { id, ty, unit });
                 }
             }
             let seed = seed();
-            let is_known = signature.inputs.iter().any(|input| input.id == seed);
-            if captured.graph.operations.iter().any(draws) && !is_known {
+            if captured.graph.operations.iter().any(draws) && known.insert(seed.clone()) {
                 signature.inputs.push(SignatureInput { id: seed, ty: Type::new(DType::I64, []), unit: None });
             }
         }
@@ -230,8 +231,10 @@ pub fn import_with(captured: &Captured, signature: &Signature) -> Result<Importe
         };
         b.values.insert(input.id.value(), value);
     }
+    let modules = modules(captured);
     for (i, op) in captured.graph.operations.iter().enumerate() {
-        b.origin = origin(captured, i);
+        let module = modules[i].map(|scope| captured.scopes[scope].path.clone()).unwrap_or_default();
+        b.origin = Origin { phase: phase(captured, i), module, ..Origin::default() };
         b.operation = operation_name(op).to_string();
         b.operation(op)?;
     }
@@ -250,16 +253,25 @@ pub fn import_with(captured: &Captured, signature: &Signature) -> Result<Importe
     Ok(Imported { graph: b.graph, constants: signature.constants })
 }
 
-/// Phase and module of an operation; the module is the innermost marked region around it.
-fn origin(captured: &Captured, operation: usize) -> Origin {
-    let phase = match operation {
+/// The phase of an operation.
+fn phase(captured: &Captured, operation: usize) -> Phase {
+    match operation {
         i if i < captured.forward_end => Phase::Forward,
         i if i < captured.backward_end => Phase::Backward,
         _ => Phase::Optimizer,
-    };
-    let inside = captured.scopes.iter().filter(|s| s.operations.contains(&operation));
-    let module = inside.min_by_key(|s| s.operations.len()).map(|s| s.path.clone()).unwrap_or_default();
-    Origin { phase, module, ..Origin::default() }
+    }
+}
+
+/// For each operation, the innermost marked region around it. Of regions with the same operations, the one that was
+/// entered first is taken.
+fn modules(captured: &Captured) -> Vec<Option<usize>> {
+    let mut modules = vec![None; captured.graph.operations.len()];
+    let mut outer_first: Vec<usize> = (0..captured.scopes.len()).collect();
+    outer_first.sort_by_key(|&scope| Reverse((captured.scopes[scope].operations.len(), scope)));
+    for scope in outer_first {
+        modules[captured.scopes[scope].operations.clone()].fill(Some(scope));
+    }
+    modules
 }
 
 fn outputs(captured: &Captured, b: &mut Builder) {
