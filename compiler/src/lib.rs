@@ -24,7 +24,7 @@ pub use tpc_compiler::program::Stages;
 pub use tpc_compiler::trainer::{CompiledTrainer, Evaluation, RunningTrainer, Step, Trainer};
 pub use tpc_derive::{Batch, Results};
 #[doc(inline)]
-pub use tpc_ir::program::RankProgram;
+pub use tpc_ir::program::{End, HeldBox, PlacedEnds, RankProgram, RankPrograms};
 #[doc(inline)]
 pub use tpc_ir::{Graph, InputId, InputKind, Mesh, ModulePath, OutputKind, Segment, text};
 #[doc(inline)]
@@ -63,7 +63,7 @@ pub mod search {
     #[doc(inline)]
     pub use tpc_passes::egraph::{FloatingPoint, SearchOptions, SearchReport};
     #[doc(inline)]
-    pub use tpc_passes::planner::{AxesReport, PlacementSource, PlannerReport};
+    pub use tpc_passes::planner::{AxesReport, PlacementSource, PlannerCause, PlannerReport};
 }
 
 /// The parts of a [`Target`], the machine that a program is compiled for.

@@ -19,6 +19,7 @@
 //! | which random number an element gets | [`random`] |
 //! | what a rank executes; attention as one action | [`program`], [`attention`] |
 //! | the instructions of loops; buffers and views | [`instruction`], [`memory`] |
+//! | which rank programs a process holds, and what it knows of the others | [`rank_programs`] |
 //! | what rank programs mean | [`execute`] |
 #![doc = ""]
 #![doc = include_str!("../LAWS.md")]
@@ -42,6 +43,7 @@ pub mod path;
 pub mod program;
 pub mod quote;
 pub mod random;
+pub mod rank_programs;
 pub mod reason;
 pub mod sharding;
 pub mod size;

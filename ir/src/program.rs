@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 pub use crate::instruction::Instruction;
 pub use crate::memory::{ALIGNMENT, Buffer, BufferId, View, dense_strides};
+pub use crate::rank_programs::{End, HeldBox, PlacedEnds, RankPrograms};
 
 /// A fused loop nest. For every index in all dimensions but the last, the instructions run in order on a row along the
 /// last. A loop with no dimensions runs once, on a row of length 1.
@@ -423,6 +424,17 @@ pub struct RankProgram {
 }
 
 impl RankProgram {
+    /// The box of an input or an output.
+    ///
+    /// # Panics
+    /// If there is no such input or output.
+    pub fn binding(&self, end: End) -> &Binding {
+        match end {
+            End::Input(input) => &self.inputs[input].binding,
+            End::Output(output) => &self.outputs[output].binding,
+        }
+    }
+
     /// The bytes of the arena that hold an input.
     pub fn bytes_of(&self, input: &InputBinding) -> Range<usize> {
         let buffer = &self.buffers[input.binding.view.buffer.0 as usize];

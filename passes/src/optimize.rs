@@ -9,7 +9,7 @@
 //! After: the cheapest program that was found, which never costs more than the one that came in.
 
 use crate::egraph::{SearchOptions, SearchReport, improve_as};
-use crate::planner::{Aim, PlacementSource, Weights, plan_as, seconds_counted};
+use crate::planner::{Aim, PlacementSource, PlannerCause, Weights, plan_as, seconds_counted};
 use crate::shorten::{Extent, Shortened};
 use crate::targets::Target;
 use tpc_ir::Graph;
@@ -31,16 +31,16 @@ pub fn optimize_short(
         let found = optimize_as(&short.graph, Extent::Short(short), target, options, aim);
         found.filter(|(optimized, _)| short.is_repeated_by(optimized))
     };
-    let found = optimized(options, aim);
-    let is_unasked = found.is_none() && options.placements == PlacementSource::Given;
-    let (optimized, mut report) = match found {
-        None if is_unasked => {
-            let planned = SearchOptions { placements: PlacementSource::Planned, ..options.clone() };
-            optimized(&planned, Aim::Apart(Weights::TIME))?
+    let (optimized, mut report) = match optimized(options, aim) {
+        None if options.placements == PlacementSource::Given => {
+            let asking = SearchOptions { placements: PlacementSource::Planned, ..options.clone() };
+            let (planned, mut report) = optimized(&asking, Aim::Apart(Weights::TIME))?;
+            report.planner.iter_mut().for_each(|planner| planner.cause = PlannerCause::UnlikeLayers);
+            (planned, report)
         }
         found => found?,
     };
-    (report.blocks, report.planned_unasked) = (short.blocks(), is_unasked);
+    report.blocks = short.blocks();
     Some((optimized, report))
 }
 

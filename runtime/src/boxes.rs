@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use tpc_ir::DType;
-use tpc_ir::program::{Binding, dense_strides};
+use tpc_ir::program::{Binding, HeldBox, dense_strides};
 
 /// The box of a tensor that a rank holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,14 +23,14 @@ pub struct BoxRequest {
 }
 
 impl BoxRequest {
+    /// The box of a binding.
     pub(crate) fn of(b: &Binding) -> Self {
-        BoxRequest {
-            dtype: b.view.dtype,
-            global: b.global.clone(),
-            start: b.start.clone(),
-            shape: b.view.shape.clone(),
-            layout: b.layout.clone(),
-        }
+        BoxRequest::at(b, HeldBox { start: b.start.clone(), shape: b.view.shape.clone() })
+    }
+
+    /// The box that another rank holds of the tensor of a binding.
+    pub(crate) fn at(b: &Binding, HeldBox { start, shape }: HeldBox) -> Self {
+        BoxRequest { dtype: b.view.dtype, global: b.global.clone(), start, shape, layout: b.layout.clone() }
     }
 
     /// Number of elements in the box.

@@ -542,7 +542,7 @@ fn random_cases(rng: &mut Lcg, ranks: usize) -> Vec<Case> {
 
 #[test]
 fn sixty_four_ranks_on_any_machine() {
-    let programs = (0..64)
+    let programs: Vec<_> = (0..64)
         .map(|rank| {
             let mut b = Builder::of(mesh(64), rank);
             let x = b.input("x", DType::F32, &[100]);

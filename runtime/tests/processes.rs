@@ -69,7 +69,7 @@ fn child_process() {
         }
         "sizes" => {
             let program = |rank: usize| Builder::of(Mesh::new([("tp", 4)]).unwrap(), rank).program;
-            Session::launch((0..4).map(program).collect(), options).map(drop).unwrap_or_else(|e| fail(&e));
+            Session::launch((0..4).map(program).collect::<Vec<_>>(), options).map(drop).unwrap_or_else(|e| fail(&e));
         }
         "out_of_step" => {
             // All processes have the same programs, which do not fit together.
@@ -81,7 +81,8 @@ fn child_process() {
                 b.collective(CollectiveKind::AllReduce(op), vec![0, 1, 2], &x, &x, 0);
                 b.program
             };
-            let mut session = Session::launch((0..3).map(program).collect(), options).unwrap_or_else(|e| fail(&e));
+            let mut session =
+                Session::launch((0..3).map(program).collect::<Vec<_>>(), options).unwrap_or_else(|e| fail(&e));
             session.step().map(drop).unwrap_or_else(|e| fail(&e));
         }
         "given" => {
@@ -91,7 +92,8 @@ fn child_process() {
                 b.output("x", &x);
                 b.program
             };
-            let mut session = Session::launch((0..2).map(program).collect(), options).unwrap_or_else(|e| fail(&e));
+            let mut session =
+                Session::launch((0..2).map(program).collect::<Vec<_>>(), options).unwrap_or_else(|e| fail(&e));
             let differs = |what: &str| second && processes::role()[1] == what;
             let give = |session: &mut Session, later: bool| {
                 let (x, rate) = (if differs("data") { 2.0 } else { 1.0 }, if differs("rate") { 0.2 } else { 0.1 });

@@ -172,7 +172,7 @@ pub fn follow<D: Device + 'static>(
     let (first, steady) = (program.first.ranks.clone(), program.steady.ranks.clone());
     let mut training = program.launch(LaunchOptions::default()).unwrap_or_else(|e| panic!("{e}"));
     feed(training.session(), vocab);
-    let mut on_device = Session::on(Box::new(device(first)?), LaunchOptions::default())?;
+    let mut on_device = Session::on(Box::new(device(first.into_vec())?), LaunchOptions::default())?;
     let all = InputKind::ALL;
     copy(training.session(), &mut on_device, &all);
     let mut apart = Apart::default();

@@ -49,7 +49,7 @@ impl Golden {
         let compile = |(plan, on): &(&str, &str)| {
             let (stages, constants) = (self.compile)(plan, on, options);
             let feed = crate::inputs(&stages.captured, 8, &constants);
-            (format!("{} {plan} on {on:?}", self.name), stages.ranks, feed)
+            (format!("{} {plan} on {on:?}", self.name), stages.ranks.into_vec(), feed)
         };
         meshes.map(compile).collect()
     }

@@ -17,7 +17,7 @@ use tpc_passes::check::check;
 use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::{SearchOptions, SearchReport};
 use tpc_passes::optimize::{optimize_short, optimize_whole};
-use tpc_passes::planner::{Aim, PlacementSource, PlannerReport, Weights, seconds};
+use tpc_passes::planner::{Aim, PlacementSource, PlannerCause, PlannerReport, Weights, seconds};
 use tpc_passes::propagate::propagate;
 use tpc_passes::shorten::Shortened;
 use tpc_passes::styles::parallelize_module;
@@ -240,10 +240,10 @@ fn layers_that_the_rules_place_differently_are_planned() {
     };
     let ((model, short), (_, long), (_, apart)) = (placed(9, true), placed(18, true), placed(9, false));
     for placed in [&short, &long] {
-        let report = &placed.report;
-        assert!(report.planned_unasked && report.planner.as_ref().unwrap().taken, "{report:?}");
+        let planner = placed.report.planner.as_ref().unwrap();
+        assert!(planner.cause == PlannerCause::UnlikeLayers && planner.taken, "{planner:?}");
     }
-    assert!(!apart.report.planned_unasked && apart.report.planner.is_none());
+    assert!(apart.report.planner.is_none());
     let lines = |graph: &Graph| fold::print(graph).lines().count();
     assert_eq!(lines(&short.placed), lines(&long.placed));
     assert!(lines(&short.placed) < lines(&apart.placed));

@@ -175,7 +175,9 @@ fn inputs_without_values_are_errors_not_zeros() {
 fn a_hand_over_that_fails_is_an_error_now_and_later() {
     let mut broken = program("llama-tiny", "tp=2", "tp", &adamw());
     // A parameter whose placement differs from that in the first step's program.
-    broken.steady.ranks[1].buffers[0].offset += 64;
+    let mut ranks = broken.steady.ranks.into_vec();
+    ranks[1].buffers[0].offset += 64;
+    broken.steady.ranks = ranks.into();
     let mut training = broken.launch(LaunchOptions::default()).unwrap();
     load(&mut training, "llama-tiny");
     step(&mut training);

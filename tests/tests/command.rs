@@ -330,11 +330,11 @@ fn bad_meshes_and_plans_are_explained() {
         &["bench", "--preset", "gpt", "--mode", "train", "--iters", "1"],
     ];
     for command in commands {
-        for (mesh, ranks) in [("tp=65", 65), ("a=100000,b=2", 200_000)] {
-            let said = error(&[command, &["--plan", "tp", "--mesh", mesh]].concat(), &scratch);
-            let more = "but one process can run at most 64 as threads; `tpc dump-ir` plans for more";
-            assert_eq!(said, format!("mesh has {ranks} ranks, {more}"));
-        }
+        let on = |mesh: &str| error(&[command, &["--plan", "tp", "--mesh", mesh]].concat(), &scratch);
+        let more = "start one process per rank (`tpc launch`, `mpirun`, `srun`); `tpc dump-ir` plans without running";
+        let expected = format!("mesh has 65 ranks, but one process can run at most 64 as threads: {more}");
+        assert_eq!(on("tp=65"), expected);
+        assert_eq!(on("a=100000,b=2"), says(&["--mesh", "a=100000,b=2"]));
     }
     assert_eq!(says(&["--mesh", "two"]), "mesh `two` is not a list of axes: write it as `tp=2` or `dp=2,tp=4`");
     assert_eq!(says(&["--mesh", "tp=0"]), "mesh axis `tp` has size 0: an axis holds at least one rank");

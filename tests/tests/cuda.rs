@@ -157,7 +157,7 @@ fn kernels_of_a_large_model_compile() {
         let mut options = CompileOptions::for_cpu();
         options.step.precision = narrow.then(Default::default);
         let program = language_model(&llama, TokenBatch::new(4, 1024), &plan_of(name), on, &options);
-        let first = vec![program.steady.ranks.into_iter().next().unwrap()];
+        let first = vec![program.steady.ranks.into_vec().remove(0)];
         let plan = plan(&first, Kernels::default()).unwrap();
         let (mut all, mut taken, mut packed) = (0, 0, 0);
         for (step, item) in &plan.ranks[0].items {

@@ -233,7 +233,10 @@ fn meshes() {
     says(Mesh::new((0..33).map(|i| (format!("a{i}"), 1))).unwrap_err(), "mesh has 33 axes, more than 32");
     let program = compiled(&plan("none"), "tp=65").unwrap();
     let launched = program.launch(LaunchOptions::default()).map(|_| ());
-    says(launched.unwrap_err(), "cannot launch: 65 ranks; a session runs 1 to 64");
+    says(
+        launched.unwrap_err(),
+        "cannot launch: 65 ranks, but one process can run at most 64 as threads: start one process per rank (`tpc launch`, `mpirun`, `srun`)",
+    );
 }
 
 fn config_error(key: &str, value: Option<serde_json::Value>) -> ModelError {

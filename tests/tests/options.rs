@@ -261,7 +261,7 @@ fn micro_batches_hold_what_one_holds_and_the_gradients() {
             let lower = LowerOptions { memory_growth: 0.0, ..LowerOptions::default() };
             let options = CompileOptions { step: micro(count), lower, ..CompileOptions::for_cpu() };
             let tokens = TokenBatch { attention_mask: false, ..TokenBatch::new(rows, 32) };
-            language_model(&model, tokens, &plan(place.0), place.1, &options).steady.ranks.swap_remove(0)
+            language_model(&model, tokens, &plan(place.0), place.1, &options).steady.ranks.into_vec().remove(0)
         };
         let (quarters, one) = (program(32, 4), program(8, 1));
         let most = |rank: &RankProgram| rank.collectives().map(|c| c.values).max().unwrap_or(0);

@@ -229,7 +229,7 @@ fn planned_programs_equal_the_unsharded_ones() {
             let (stages, constants) = (model.compile)(name, on, &options);
             different += usize::from(text::print(&given.placed) != text::print(&stages.placed));
             let feed = inputs(&stages.captured, 8, &constants);
-            let run = executed_programs(&stages.placed, stages.ranks, &feed);
+            let run = executed_programs(&stages.placed, stages.ranks.into_vec(), &feed);
             let what = wrong(&stages.placed, &reference(&stages.captured, &feed), &run, 1e-4);
             assert_eq!(what, Vec::<String>::new(), "{} under {name} on {on}", model.name);
         }
@@ -249,7 +249,7 @@ fn small_programs_equal_the_unsharded_ones() {
     let (small, constants) = step(&llama, "tp", "tp=2", &options);
     assert!(bytes(&small) <= bytes(&free) * 97 / 100);
     let feed = inputs(&small.captured, 8, &constants);
-    let run = executed_programs(&small.placed, small.ranks, &feed);
+    let run = executed_programs(&small.placed, small.ranks.into_vec(), &feed);
     assert_eq!(wrong(&small.placed, &reference(&small.captured, &feed), &run, 1e-4), Vec::<String>::new());
 }
 
@@ -330,7 +330,7 @@ fn completed_plans_equal_the_unsharded_programs() {
             cut += found.storage.len();
             let stages = compile_graph(whole.captured, &mesh(on), &found, &options).unwrap();
             let feed = inputs(&stages.captured, 8, &constants);
-            let run = executed_programs(&stages.placed, stages.ranks, &feed);
+            let run = executed_programs(&stages.placed, stages.ranks.into_vec(), &feed);
             let what = wrong(&stages.placed, &reference(&stages.captured, &feed), &run, 1e-4);
             assert_eq!(what, Vec::<String>::new(), "{} on {on}", model.name);
         }

@@ -63,3 +63,4 @@ mod unknown_models;
 mod verify;
 mod view;
 mod why;
+mod worlds;

@@ -27,7 +27,7 @@ fn launched((name, axes): (&str, &str), target: &Target) -> RankProgram {
     let (capture, rename) = gpt_step();
     let options = CompileOptions::new(target.clone());
     let program = compile_training(capture, &mesh(axes), &plan(name), &options, &rename).unwrap();
-    program.steady.ranks.into_iter().next().unwrap()
+    program.steady.ranks.into_vec().remove(0)
 }
 
 fn close(a: f64, b: f64) -> bool {

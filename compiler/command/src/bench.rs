@@ -26,7 +26,7 @@ use tpc_ir::random::{element, philox};
 use tpc_ir::{DType, InputKind, Scalar};
 use tpc_passes::simulate::simulate;
 use tpc_passes::targets::Target;
-use tpc_runtime::Session;
+use tpc_runtime::{RuntimeError, Session};
 
 /// The program to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -113,7 +113,7 @@ impl Bench {
             }
         }
         let target = self.placement.target(self.running.backend())?;
-        let row = self.row(&subject, milliseconds, running.session(), &target);
+        let row = self.row(&subject, milliseconds, running.session(), &target)?;
         self.traced.write(running.session(), trace, terminal)?;
         terminal.print(if self.json { format!("{row}\n") } else { table(&row) })
     }
@@ -163,7 +163,7 @@ impl Bench {
         Ok(running)
     }
 
-    fn row(&self, subject: &Subject, mut milliseconds: Vec<f64>, session: &Session, target: &Target) -> Json {
+    fn row(&self, subject: &Subject, mut milliseconds: Vec<f64>, session: &Session, target: &Target) -> Outcome<Json> {
         milliseconds.sort_by(f64::total_cmp);
         let n = milliseconds.len();
         let median = (milliseconds[(n - 1) / 2] + milliseconds[n / 2]) / 2.0;
@@ -175,10 +175,11 @@ impl Bench {
                 "wire_bytes": whole_bytes(c.wire_bytes / steps), "ms": round(c.seconds * 1e3 / steps),
             })
         });
-        let predicted =
-            (0..session.ranks()).map(|r| simulate(session.program(r), target).seconds * 1e3).fold(0.0, f64::max);
-        let wire = (0..session.ranks()).map(|r| session.wire_bytes(r) / steps).fold(0.0, f64::max);
-        json!({
+        let [predicted, wire, peak] = largest_of_all(session, |rank| {
+            let seconds = simulate(session.program(rank), target).seconds;
+            [seconds * 1e3, session.wire_bytes(rank) / steps, session.allocated_bytes(rank) as f64]
+        })?;
+        Ok(json!({
             "bench": "tpc", "model": self.preset, "plan": self.placement.plan, "mesh": self.placement.mesh,
             "ranks": session.ranks(), "mode": if self.mode == Mode::Fwd { "fwd" } else { "train" },
             "iters": self.iters, "median_ms": round(median), "min_ms": round(milliseconds[0]),
@@ -186,9 +187,24 @@ impl Bench {
             "target": target.name, "predicted_ms": round(predicted), "measured_over_predicted": round(median / predicted),
             "collectives": collectives.collect::<Vec<_>>(),
             "wire_bytes": whole_bytes(wire),
-            "peak_bytes_per_rank": (0..session.ranks()).map(|r| session.allocated_bytes(r)).max(),
-        })
+            "peak_bytes_per_rank": whole_bytes(peak),
+        }))
     }
+}
+
+/// The largest of each of some numbers over the ranks of all processes.
+fn largest_of_all<const N: usize>(session: &Session, of: impl Fn(usize) -> [f64; N]) -> Outcome<[f64; N]> {
+    let largest = |all: &mut dyn Iterator<Item = [f64; N]>| {
+        all.fold([0.0; N], |a: [f64; N], b| std::array::from_fn(|i| a[i].max(b[i])))
+    };
+    let mine = largest(&mut session.local_ranks().map(of));
+    let to_bytes = |mine: &[f64; N]| mine.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let (_, all) = session.agree("bench", Ok::<_, RuntimeError>(mine), to_bytes)?;
+    let read = |bytes: &Vec<u8>| {
+        let mut numbers = bytes.chunks_exact(8).map(|x| f64::from_le_bytes(x.try_into().unwrap_or_default()));
+        std::array::from_fn(|_| numbers.next().unwrap_or_default())
+    };
+    Ok(largest(&mut all.iter().map(read)))
 }
 
 /// Rounds milliseconds to microseconds.
@@ -232,7 +248,7 @@ fn fill(session: &mut Session, init: &HashMap<String, Init>, subject: &Subject) 
         }
         Subject::Mlp(_) => (1, 1),
     };
-    let data = session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Data).cloned();
+    let data = session.interface().inputs.iter().filter(|i| i.kind == InputKind::Data).cloned();
     for (stream, input) in data.collect::<Vec<_>>().into_iter().enumerate() {
         let values = random(&input, [vocab, labels], stream as u64);
         session.write_f64(&input, &values).map_err(Failure::new)?;

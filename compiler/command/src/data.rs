@@ -161,7 +161,7 @@ impl Batch {
         }
         match &self.values {
             Some(values)
-                if session.program(0).inputs.iter().any(|i| i.kind == InputKind::Data && i.name == "labels") =>
+                if session.interface().inputs.iter().any(|i| i.kind == InputKind::Data && i.name == "labels") =>
             {
                 session.write_f64((InputKind::Data, "labels"), values)
             }
@@ -175,7 +175,7 @@ impl Batch {
 /// # Errors
 /// The wrong number of elements.
 pub fn feed(session: &mut Session, name: &str, values: &[i64]) -> Result<(), RuntimeError> {
-    if !session.program(0).inputs.iter().any(|i| i.kind == InputKind::Data && i.name == name) {
+    if !session.interface().inputs.iter().any(|i| i.kind == InputKind::Data && i.name == name) {
         return Ok(());
     }
     let values: Vec<f64> = values.iter().map(|v| *v as f64).collect();

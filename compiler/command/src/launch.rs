@@ -5,11 +5,13 @@ use clap::{Args, ValueEnum};
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tpc_ir::mesh::MAX_RANKS;
 use tpc_runtime::launch::{self, Joining, LaunchError, LauncherKind, supervise};
-use tpc_runtime::session::{Backend, MAX_RANKS};
+use tpc_runtime::session::Backend;
 use tpc_runtime::{LaunchOptions, RuntimeError, Settings};
 
 /// Run a command as one process per rank, on this host: tpc launch --ranks 2 -- train MODEL_DIR --mesh tp=2 ...
@@ -39,7 +41,7 @@ impl Launch {
     pub(crate) fn execute(&self, terminal: &mut Terminal) -> Outcome {
         if self.ranks.get() > MAX_RANKS {
             let ranks = self.ranks;
-            return Err(Failure::new(format!("--ranks {ranks}: at most {MAX_RANKS} ranks can be launched here")));
+            return Err(Failure::new(format!("--ranks {ranks}: a mesh has at most {MAX_RANKS} ranks")));
         }
         let Some((first, rest)) = self.command.split_first() else { return Err(Failure::new("no command to launch")) };
         if let Some(around) = launch::launched()? {
@@ -204,11 +206,14 @@ impl Running {
     }
 }
 
-/// An error if this process was launched with others and their number is not that of the ranks.
-pub(crate) fn check_ranks(ranks: usize) -> Result<(), RuntimeError> {
+/// The ranks that this process runs: all of them, unless it was launched with others.
+///
+/// # Errors
+/// The number of processes is not that of the ranks.
+pub(crate) fn local_ranks(ranks: usize) -> Result<Range<usize>, RuntimeError> {
     match launch::joined() {
-        Some(processes) => processes.local(ranks).map(drop),
-        None => Ok(()),
+        Some(processes) => processes.local(ranks),
+        None => Ok(0..ranks),
     }
 }
 

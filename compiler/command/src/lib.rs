@@ -77,7 +77,6 @@ use tpc_compiler::plans::Workload;
 use tpc_compiler::program::CompileOptions;
 use tpc_compiler::target;
 use tpc_ir::Mesh;
-use tpc_ir::mesh::MeshError;
 use tpc_ir::quote::cut;
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::egraph::rules::{Rule, RuleId, Tag, all_rules};
@@ -334,19 +333,16 @@ fn does(tag: Tag) -> &'static str {
     }
 }
 
-/// An error if so many ranks cannot be executed: more than one process runs, or another number than processes were launched.
+/// An error if so many ranks cannot be executed: more than one process runs as threads, or another number than processes were
+/// launched.
 fn check_executed(ranks: usize) -> Outcome {
-    if ranks > MAX_RANKS {
-        return Err(too_many(ranks));
+    if launch::local_ranks(ranks)?.len() > MAX_RANKS {
+        return Err(Failure::new(format!(
+            "mesh has {ranks} ranks, but one process can run at most {MAX_RANKS} as threads: start one process per rank \
+             (`tpc launch`, `mpirun`, `srun`); `tpc dump-ir` plans without running"
+        )));
     }
-    Ok(launch::check_ranks(ranks)?)
-}
-
-fn too_many(ranks: impl Display) -> Failure {
-    Failure::new(format!(
-        "mesh has {ranks} ranks, but one process can run at most {MAX_RANKS} as threads; \
-         `tpc dump-ir` plans for more"
-    ))
+    Ok(())
 }
 
 /// The target of a name or of a file; without one, that of the backend.
@@ -429,11 +425,9 @@ impl Placement {
     /// A text that is not a mesh, more ranks than one process can run, or a number of ranks other than that of the
     /// launched processes.
     pub fn executed_mesh(&self) -> Outcome<Mesh> {
-        match Mesh::parse(&self.mesh) {
-            Ok(mesh) => check_executed(mesh.ranks()).map(|()| mesh),
-            Err(MeshError::TooLarge(ranks, _)) => Err(too_many(ranks)),
-            Err(error) => Err(error.into()),
-        }
+        let mesh = Mesh::parse(&self.mesh)?;
+        check_executed(mesh.ranks())?;
+        Ok(mesh)
     }
 
     /// The plan.

@@ -10,7 +10,7 @@ use tpc_ir::sharding::chunk;
 use tpc_ir::{AxisId, Graph, InputKind, Mesh};
 use tpc_passes::egraph::rules::RuleId;
 use tpc_passes::egraph::{Extraction, FloatingPoint, SearchOptions, SearchReport, Stop};
-use tpc_passes::planner::PlannerReport;
+use tpc_passes::planner::{PlannerCause, PlannerReport};
 use tpc_passes::rematerialize::report::RecomputeReport;
 use tpc_passes::styles::Plan;
 use tpc_passes::targets::Target;
@@ -75,7 +75,7 @@ pub(crate) fn note_search(report: &SearchReport, terminal: &mut Terminal) {
         terminal.note(format!("the search for fewer collectives stopped after {reached}: it might find more"));
     }
     if let Some(planner) = report.planner.as_ref().filter(|planner| !planner.steps.is_empty()) {
-        note_planner(planner, report.planned_unasked, terminal);
+        note_planner(planner, terminal);
     }
     if let Some(recomputed) = &report.recomputed {
         note_recomputed(recomputed, terminal);
@@ -98,7 +98,7 @@ pub(crate) fn note_recomputed(report: &RecomputeReport, terminal: &mut Terminal)
 }
 
 /// Notes what the planner gained, and how far from the best placements it can be.
-fn note_planner(report: &PlannerReport, is_unasked: bool, terminal: &mut Terminal) {
+fn note_planner(report: &PlannerReport, terminal: &mut Terminal) {
     let PlannerReport { before, after, .. } = report;
     let gained = match (report.taken, report.simulated) {
         (true, Some([given, taken])) => {
@@ -111,7 +111,7 @@ fn note_planner(report: &PlannerReport, is_unasked: bool, terminal: &mut Termina
             "the placements that follow from the plan stay: the planner found none that take less time".into()
         }
     };
-    if is_unasked {
+    if report.cause == PlannerCause::UnlikeLayers {
         terminal.note(format!(
             "{gained}: the rules alone place equal layers differently (--placements planned also says how much cheaper others \
              could be)"

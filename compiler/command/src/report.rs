@@ -211,7 +211,6 @@ fn search(report: &SearchReport, mesh: &Mesh) -> Json {
         "crowded": work.crowded,
         "seconds_before": before, "seconds": after, "declined": report.declined, "rules": rules.collect::<Vec<_>>(),
         "planner": report.planner.as_ref().map(|planner| planned(planner, mesh)),
-        "planned_unasked": report.planned_unasked,
         "recomputed": report.recomputed.as_ref().map(recomputed),
     })
 }
@@ -241,7 +240,8 @@ fn planned(report: &PlannerReport, mesh: &Mesh) -> Json {
         })
     };
     json!({
-        "seconds_before": report.before, "seconds": report.after, "taken": report.taken, "gap": report.gap(),
+        "cause": report.cause.name(), "seconds_before": report.before, "seconds": report.after, "taken": report.taken,
+        "gap": report.gap(),
         "simulated": report.simulated,
         "steps": report.steps.iter().map(step).collect::<Vec<_>>(),
     })

@@ -118,6 +118,6 @@ impl Run {
 fn result(session: &Session, name: &str) -> Outcome<(Vec<usize>, Vec<f32>)> {
     let kind = OutputKind::Result(name.into());
     let values = session.read_f64(&kind)?.into_iter().map(|v| v as f32).collect();
-    let output = session.program(0).outputs.iter().find(|o| o.kind == kind);
+    let output = session.interface().outputs.iter().find(|o| o.kind == kind);
     Ok((output.map(|o| o.binding.layout.clone()).unwrap_or_default(), values))
 }

@@ -7,20 +7,21 @@ use crate::memory;
 use burn::tensor::TensorData;
 use std::collections::HashMap;
 use tpc_ir::InputKind;
-use tpc_ir::program::{InputBinding, RankProgram};
+use tpc_ir::program::{InputBinding, RankProgram, RankPrograms};
 use tpc_runtime::RuntimeError;
 use tpc_runtime::session::{Backend, LaunchOptions, Session};
 
 /// An error if the arenas of this host's ranks exceed the available memory plus the memory that they already have. A
 /// device has separate memory.
 pub(crate) fn check_memory(
-    ranks: &[RankProgram],
+    programs: &RankPrograms,
     options: &LaunchOptions,
     has: impl Fn(usize) -> usize,
 ) -> Result<(), Error> {
-    let here = options.processes.as_ref().and_then(|processes| processes.local(ranks.len()).ok());
+    let own = options.processes.as_ref().and_then(|processes| processes.local(programs.ranks()).ok());
     let on_host = options.processes.as_ref().map_or(1, |processes| processes.on_host().1);
-    let here = &ranks[here.unwrap_or(0..ranks.len())];
+    // A rank of this process without a program is an error of the launch.
+    let here: Vec<&RankProgram> = own.unwrap_or(programs.held()).filter_map(|rank| programs.get(rank)).collect();
     let own: u128 = here.iter().map(|rank| rank.arena_bytes.saturating_sub(has(rank.rank)) as u128).sum();
     // Other processes have other ranks, whose arenas have the same size except for uneven shards.
     let needed = own * on_host as u128;
@@ -38,7 +39,7 @@ pub(crate) fn feed(
     kind: InputKind,
     values: &HashMap<String, TensorData>,
 ) -> Result<(), RuntimeError> {
-    let inputs = session.program(0).inputs.iter().filter(|i| i.kind == kind && !session.is_written(*i));
+    let inputs = session.interface().inputs.iter().filter(|i| i.kind == kind && !session.is_written(*i));
     let inputs: Vec<_> = inputs.map(|i| (i.name.clone(), i.binding.view.dtype)).collect();
     for (name, dtype) in inputs {
         if let Some(value) = values.get(&name) {
@@ -53,7 +54,7 @@ pub(crate) fn write_seed(session: &mut Session, bytes: &[u8]) -> Result<(), Runt
     let seed = seed();
     // This runs in every step, so it does not read the names of the other inputs.
     let is_seed = |input: &InputBinding| input.kind == InputKind::Seed && input.id() == seed;
-    if session.program(0).inputs.iter().any(is_seed) {
+    if session.interface().inputs.iter().any(is_seed) {
         session.write_bytes((InputKind::Seed, &*seed.to_string()), bytes)?;
     }
     Ok(())

@@ -5,7 +5,7 @@
 //! | captured programs to imported graphs | `import_with`, in [`compile_training`] and [`compile_inference`] |
 //! | freezing and clipping; the canonical graph and what the plan demands of it; precision and micro-batches | `prepare` |
 //! | the first placement of every value, the planner, the e-graph | [`place`] |
-//! | one program per rank | `lower_sharing_inputs`, in [`compile_graph`] |
+//! | the programs of the ranks of this process | `lower_some`, in [`compile_graph`] |
 //! | a session | `launch` of the compiled program |
 
 use crate::budget::BudgetError;
@@ -16,22 +16,22 @@ use crate::feed::{check_memory, feed, seed_bytes, write_seed};
 use crate::import::{Imported, Signature, import_with, step_scalar};
 pub use crate::place::{Placed, compile_both, place, place_for};
 use crate::rename::{Rename, renamed};
-use crate::shared_session::{SessionPlacements, SharedSession, parallelize_like};
+use crate::shared_session::{SessionPlacements, SharedSession, own_ranks, parallelize_like};
 use crate::target;
 use crate::together;
 use burn::tensor::TensorData;
-use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use tpc_ir::program::{InputBinding, RankProgram};
+use tpc_ir::program::{InputBinding, RankPrograms};
 use tpc_ir::size::addressable;
 use tpc_ir::{Graph, InputId, InputKind, Mesh, OutputKind};
 use tpc_passes::check::obligations::Obligations;
 use tpc_passes::check::well_formed;
 use tpc_passes::egraph::{SearchOptions, SearchReport};
 use tpc_passes::kept::place_caches;
-use tpc_passes::lower::{LowerOptions, lower_sharing_inputs};
+use tpc_passes::lower::{LowerOptions, lower_some};
 use tpc_passes::options::{StepOptions, on_captured, on_logical};
 use tpc_passes::styles::{Annotations, Plan, parallelize_module};
 use tpc_passes::targets::Target;
@@ -97,8 +97,8 @@ pub struct Stages {
     pub obligations: Obligations,
     /// The report of the search.
     pub report: SearchReport,
-    /// The scheduled program of each rank.
-    pub ranks: Vec<RankProgram>,
+    /// The scheduled program of each rank, or of each rank of this process, if it is one of several.
+    pub ranks: RankPrograms,
 }
 
 /// Compiles an imported program, whose inputs may first be renamed to the names in a model's files.
@@ -122,14 +122,29 @@ pub(crate) fn compile_graph_in(
 ) -> Result<Stages, Error> {
     let Planned { captured, logical, annotations, placed: Placed { propagated, placed, obligations, report } } =
         plan_graph(captured, mesh, plan, options, session)?;
-    let ranks = lower_sharing_inputs(&placed, &options.target, &options.lower, &session.programs)?;
-    // The first rank, which decided, usually has the largest shards.
-    let least = ranks.iter().map(|rank| rank.arena_bytes).max().unwrap_or(0);
-    if let Some(limit) = options.lower.memory.filter(|&limit| limit < least) {
-        return Err(BudgetError { limit, least }.into());
-    }
+    let ranks = lowered(&placed, options, session.ranks.clone(), &session.programs)?;
     session.check(&ranks)?;
     Ok(Stages { captured, logical, annotations, propagated, placed, obligations, report, ranks })
+}
+
+/// The programs of some ranks of a placed program, or of all, each of which fits into the memory that it may have. The first
+/// rank, which decided on the plan, usually has the largest shards.
+///
+/// # Errors
+/// A program that fails the check of its lowering; a rank that needs more memory.
+fn lowered(
+    placed: &Graph,
+    options: &CompileOptions,
+    ranks: Option<Range<usize>>,
+    others: &[&RankPrograms],
+) -> Result<RankPrograms, Error> {
+    let ranks = ranks.unwrap_or(0..placed.mesh.ranks());
+    let programs = lower_some(placed, &options.target, &options.lower, ranks, others)?;
+    let least = programs.iter().map(|rank| rank.arena_bytes).max().unwrap_or(0);
+    match options.lower.memory {
+        Some(limit) if limit < least => Err(BudgetError { limit, least }.into()),
+        _ => Ok(programs),
+    }
 }
 
 /// The stages of a program that all ranks have in common.
@@ -232,35 +247,64 @@ pub struct CompiledTraining {
 }
 
 /// The rank programs of a training step.
-#[derive(Serialize, Deserialize)]
 struct TrainingRanks {
-    first: Vec<RankProgram>,
-    steady: Vec<RankProgram>,
+    first: RankPrograms,
+    steady: RankPrograms,
     /// A program that evaluates the parameters between steps.
-    evaluation: Option<Vec<RankProgram>>,
+    evaluation: Option<RankPrograms>,
+}
+
+impl TrainingRanks {
+    /// Lowers the placed programs of a training step, and of an evaluation if there is one, for some ranks.
+    ///
+    /// # Errors
+    /// A program that fails the check of its lowering; a rank that needs more memory than it may have.
+    fn lower(placed: &[Graph], options: &CompileOptions, ranks: &Option<Range<usize>>) -> Result<Self, Error> {
+        let [first, steady, evaluation @ ..] = placed else { return Err(together::incomplete().into()) };
+        let lower = |graph: &Graph, others: &[&RankPrograms]| lowered(graph, options, ranks.clone(), others);
+        let (mut first, mut steady) = (lower(first, &[])?, lower(steady, &[])?);
+        first.share_arenas(&mut steady);
+        let evaluation = evaluation.first().map(|graph| lower(graph, &[&first, &steady])).transpose()?;
+        Ok(TrainingRanks { first, steady, evaluation })
+    }
 }
 
 /// A forward pass that is ready to be launched: the result of [`compile_inference_together`] on every process.
 pub struct CompiledInference {
-    ranks: Vec<RankProgram>,
+    ranks: RankPrograms,
     constants: HashMap<String, TensorData>,
     values: std::sync::Arc<HashMap<String, TensorData>>,
     target: Target,
     seed: u64,
 }
 
+impl TrainingProgram {
+    /// What is launched, and the placed programs that it was lowered from.
+    fn split(self) -> (CompiledTraining, Vec<Graph>) {
+        let TrainingProgram { first, steady, init, scalars, constants, values, target, seed } = self;
+        let ranks = TrainingRanks { first: first.ranks, steady: steady.ranks, evaluation: None };
+        let compiled = CompiledTraining { init, ranks, scalars, constants, values, target, seed };
+        (compiled, vec![first.placed, steady.placed])
+    }
+}
+
+impl InferenceProgram {
+    /// What is launched, and the placed program that it was lowered from.
+    fn split(self) -> (CompiledInference, Vec<Graph>) {
+        let InferenceProgram { stages, constants, values, target, seed } = self;
+        (CompiledInference { ranks: stages.ranks, constants, values, target, seed }, vec![stages.placed])
+    }
+}
+
 impl From<TrainingProgram> for CompiledTraining {
     fn from(program: TrainingProgram) -> Self {
-        let TrainingProgram { first, steady, init, scalars, constants, values, target, seed } = program;
-        let ranks = TrainingRanks { first: first.ranks, steady: steady.ranks, evaluation: None };
-        CompiledTraining { init, ranks, scalars, constants, values, target, seed }
+        program.split().0
     }
 }
 
 impl From<InferenceProgram> for CompiledInference {
     fn from(program: InferenceProgram) -> Self {
-        let InferenceProgram { stages, constants, values, target, seed } = program;
-        CompiledInference { ranks: stages.ranks, constants, values, target, seed }
+        program.split().0
     }
 }
 
@@ -275,6 +319,21 @@ pub fn compile_training(
     options: &CompileOptions,
     rename: Rename,
 ) -> Result<TrainingProgram, Error> {
+    compile_training_for(capture, mesh, plan, options, rename, None)
+}
+
+/// [`compile_training`] for some ranks, or for all.
+///
+/// # Errors
+/// The errors of [`compile_training`].
+pub(crate) fn compile_training_for(
+    capture: TrainingCapture,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    rename: Rename,
+    ranks: Option<Range<usize>>,
+) -> Result<TrainingProgram, Error> {
     let (first, steady) = (renamed(&capture.first, rename), renamed(&capture.steady, rename));
     // Both programs keep parameters and state in the same place.
     let signature = Signature::of([&steady, &first])?;
@@ -283,16 +342,13 @@ pub fn compile_training(
     let constants = steady_import.constants.clone();
     let facts = Facts::of(&capture.steady, rename);
     let compile = |graph, aim| {
-        let session = SharedSession { aim, ..SharedSession::default() };
+        let session = SharedSession { aim, ranks: ranks.clone(), ..SharedSession::default() };
         compile_graph_in(graph, mesh, plan, options, &session).map_err(|e| facts.explain(e))
     };
     let graphs = (steady_import.graph, first_import.graph);
     let (mut steady_stages, mut first_stages) =
         compile_both(options.search.placements, graphs, compile, |steady| steady.report.aim())?;
-    for (a, b) in first_stages.ranks.iter_mut().zip(&mut steady_stages.ranks) {
-        let bytes = a.arena_bytes.max(b.arena_bytes);
-        (a.arena_bytes, b.arena_bytes) = (bytes, bytes);
-    }
+    first_stages.ranks.share_arenas(&mut steady_stages.ranks);
     Ok(TrainingProgram {
         first: first_stages,
         steady: steady_stages,
@@ -370,9 +426,9 @@ pub(crate) fn compile_inference_in(
     Ok(InferenceProgram { stages, constants, values: captured.values, target: options.target, seed: options.seed })
 }
 
-/// [`compile_training`] by one process for all: the first process compiles and sends the rank programs to the others.
-/// Every process makes this call with the same arguments. `look` receives the whole program on the process that
-/// compiled it. `evaluation` is a forward pass that computes a loss of the same parameters, for
+/// [`compile_training`] by one process for all: the first process places the program and sends it to the others, and every
+/// process lowers its own ranks. Every process makes this call with the same arguments. On the process that compiles, `look`
+/// receives the program, with the rank programs of this process. `evaluation` is a forward pass that computes a loss of the same parameters, for
 /// [`TrainingSession::evaluate`]; its parameters stay where training has them.
 ///
 /// # Errors
@@ -387,28 +443,31 @@ pub fn compile_training_together(
     launch: &LaunchOptions,
     look: impl FnOnce(&TrainingProgram),
 ) -> Result<CompiledTraining, Error> {
+    let ranks = own_ranks(launch, mesh);
     let compile = |capture| {
-        let program = compile_training(capture, mesh, plan, options, rename)?;
+        let program = compile_training_for(capture, mesh, plan, options, rename, ranks.clone())?;
         look(&program);
         let evaluation = match evaluation {
             Some(captured) => {
                 let (placements, constants) =
                     (SessionPlacements::of(&program.steady.placed), program.constants.clone());
-                let programs = vec![&program.first.ranks[..], &program.steady.ranks];
-                let session = SharedSession { placements: Some(&placements), constants, programs, aim: None };
+                let programs = vec![&program.first.ranks, &program.steady.ranks];
+                let (placements, ranks) = (Some(&placements), ranks.clone());
+                let session = SharedSession { placements, constants, programs, aim: None, ranks };
                 Some(compile_inference_in(captured, mesh, plan, options, rename, &session)?)
             }
             None => None,
         };
-        let mut compiled = CompiledTraining::from(program);
+        let (mut compiled, mut placed) = program.split();
         if let Some(evaluation) = evaluation {
+            placed.push(evaluation.stages.placed);
             compiled.constants = evaluation.constants;
             compiled.ranks.evaluation = Some(evaluation.stages.ranks);
         }
-        Ok(compiled)
+        Ok((compiled, placed))
     };
     if together::compiles(launch) {
-        return together::hand_out(launch, compile(capture), |compiled| &compiled.ranks);
+        return together::hand_out(launch, compile(capture));
     }
     let (first, steady) = (renamed(&capture.first, rename), renamed(&capture.steady, rename));
     let mut constants = import_with(&steady, &Signature::of([&steady, &first])?)?.constants;
@@ -416,7 +475,7 @@ pub fn compile_training_together(
         let captured = renamed(captured, rename);
         constants = import_with(&captured, &Signature::with_constants(constants, [&captured])?)?.constants;
     }
-    let ranks = together::receive(launch)?;
+    let ranks = together::receive(launch, |placed| TrainingRanks::lower(placed, options, &ranks))?;
     let (scalars, target, seed) = (capture.scalars, options.target.clone(), options.seed);
     Ok(CompiledTraining { init: first.init, ranks, scalars, constants, values: first.values, target, seed })
 }
@@ -434,17 +493,21 @@ pub fn compile_inference_together(
     launch: &LaunchOptions,
     look: impl FnOnce(&InferenceProgram),
 ) -> Result<CompiledInference, Error> {
+    let ranks = own_ranks(launch, mesh);
     let compile = || {
-        let program = compile_inference(captured, mesh, plan, options, rename)?;
+        let session = SharedSession { ranks: ranks.clone(), ..SharedSession::default() };
+        let program = compile_inference_in(captured, mesh, plan, options, rename, &session)?;
         look(&program);
-        Ok(CompiledInference::from(program))
+        Ok(program.split())
     };
     if together::compiles(launch) {
-        return together::hand_out(launch, compile(), |compiled| &compiled.ranks);
+        return together::hand_out(launch, compile());
     }
     let captured = renamed(captured, rename);
     let constants = import_with(&captured, &Signature::of([&captured])?)?.constants;
-    let ranks = together::receive(launch)?;
+    let ranks = together::receive(launch, |placed| {
+        lowered(placed.first().ok_or_else(together::incomplete)?, options, ranks, &[])
+    })?;
     let (target, seed) = (options.target.clone(), options.seed);
     Ok(CompiledInference { ranks, constants, values: captured.values, target, seed })
 }
@@ -458,7 +521,7 @@ pub struct TrainingSession {
     /// The training step among the programs of the session.
     program: ProgramId,
     /// The steady program, until it replaces the first one.
-    next: Option<Vec<RankProgram>>,
+    next: Option<RankPrograms>,
     /// The program of [`TrainingSession::evaluate`].
     evaluation: Option<ProgramId>,
     scalars: StepScalars,
@@ -535,8 +598,8 @@ impl TrainingSession {
 
     /// The programs of the ranks that share the arenas: the loaded ones, and the one that replaces the program of the
     /// first step.
-    pub(crate) fn programs(&self) -> Vec<&[RankProgram]> {
-        self.session.programs().chain(self.next.as_deref()).collect()
+    pub(crate) fn programs(&self) -> Vec<&RankPrograms> {
+        self.session.programs().chain(&self.next).collect()
     }
 
     /// Switches to the steady program, if it is not active yet.
@@ -595,7 +658,7 @@ impl TrainingSession {
         }
         session.must_agree("the seed", seed);
         let scalars: Vec<InputId> =
-            session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Scalar).map(InputBinding::id).collect();
+            session.interface().inputs.iter().filter(|i| i.kind == InputKind::Scalar).map(InputBinding::id).collect();
         for id in scalars {
             if let Some(i) = step_scalar(&id) {
                 session.write_f64((InputKind::Scalar, &*id.to_string()), &[values[i]])?;

@@ -10,7 +10,8 @@ use crate::feed::{check_memory, feed};
 use crate::trainer::TrainerError;
 use burn::tensor::TensorData;
 use std::collections::HashMap;
-use tpc_ir::program::RankProgram;
+use std::ops::Range;
+use tpc_ir::program::RankPrograms;
 use tpc_ir::reason::Demand;
 use tpc_ir::{Graph, InputId, InputKind, Mesh, Type};
 use tpc_passes::planner::Aim;
@@ -26,9 +27,11 @@ pub(crate) struct SharedSession<'a> {
     /// The constants of these programs, by name.
     pub(crate) constants: HashMap<String, TensorData>,
     /// The rank programs of each.
-    pub(crate) programs: Vec<&'a [RankProgram]>,
+    pub(crate) programs: Vec<&'a RankPrograms>,
     /// What the planner was to do in one of them.
     pub(crate) aim: Option<Aim>,
+    /// The ranks of this process, which are lowered; all ranks if it is not known which process runs which.
+    pub(crate) ranks: Option<Range<usize>>,
 }
 
 /// The placements of a program's parameters and states.
@@ -50,11 +53,17 @@ impl SessionPlacements {
     }
 }
 
+/// The ranks of this process, if it is one of several.
+pub(crate) fn own_ranks(launch: &LaunchOptions, mesh: &Mesh) -> Option<Range<usize>> {
+    // A wrong number of processes is an error of the launch.
+    launch.processes.as_ref()?.local(mesh.ranks()).ok()
+}
+
 impl SharedSession<'_> {
     /// Checks that all parameters and states have the same placements in the new program.
-    pub(crate) fn check(&self, ranks: &[RankProgram]) -> Result<(), Error> {
+    pub(crate) fn check(&self, ranks: &RankPrograms) -> Result<(), Error> {
         let Some(first) = self.programs.first() else { return Ok(()) };
-        for (program, other) in ranks.iter().zip(*first) {
+        for (program, other) in ranks.iter().filter_map(|program| Some((program, first.get(program.rank)?))) {
             let moved = |input: &&tpc_ir::program::InputBinding| is_kept(input.kind) && !program.shares(input, other);
             if let Some(input) = program.inputs.iter().find(moved) {
                 return Err(TrainerError::Placement { parameter: input.name.clone() }.into());
@@ -71,7 +80,7 @@ impl SharedSession<'_> {
 pub(crate) fn add(
     session: &mut Session,
     launch: &LaunchOptions,
-    ranks: Vec<RankProgram>,
+    ranks: RankPrograms,
     constants: &HashMap<String, TensorData>,
 ) -> Result<ProgramId, Error> {
     check_memory(&ranks, launch, |rank| session.allocated_bytes(rank))?;

@@ -1,63 +1,115 @@
-//! Sends rank programs from the process that compiles to the other processes.
+//! Sends placed programs from the process that compiles to the other processes.
 //!
-//! Every process needs the programs of all ranks, which are the same for all processes. Only one process compiles them,
-//! so that the processes do not compete for a host's processors. The received programs are compared when they are
-//! launched, like programs that every process compiles itself.
+//! Only one process places a program, so that the processes do not compete for a host's processors, and it sends the result,
+//! which is the same for all ranks, to the others. Each process then lowers its own ranks, which are different programs.
+//! Programs that were lowered from the same placed program for the same target fit together, which is compared when they
+//! are launched.
 
 use crate::error::Error;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use tpc_ir::{Graph, json};
 use tpc_runtime::comm::processes::agree;
 use tpc_runtime::{LaunchOptions, RuntimeError};
 
-const PURPOSE: &str = "launch: send programs";
+const SENDING: &str = "launch: send programs";
+const LOWERING: &str = "launch: lower programs";
 
 /// Whether this process compiles: the first of several processes, or a single one.
 pub(crate) fn compiles(launch: &LaunchOptions) -> bool {
     launch.processes.as_ref().is_none_or(|processes| processes.process() == 0)
 }
 
-/// Sends the compiled programs to the other processes, or the error.
-pub(crate) fn hand_out<T, R: Serialize>(
-    launch: &LaunchOptions,
-    compiled: Result<T, Error>,
-    programs: impl FnOnce(&T) -> &R,
-) -> Result<T, Error> {
-    let Some(processes) = launch.processes.as_ref().filter(|processes| processes.count() > 1) else { return compiled };
+/// Sends the placed programs of what this process has compiled to the other processes, or the error, and waits until they
+/// have lowered them.
+pub(crate) fn hand_out<T>(launch: &LaunchOptions, compiled: Result<(T, Vec<Graph>), Error>) -> Result<T, Error> {
+    if launch.processes.as_ref().is_none_or(|processes| processes.count() == 1) {
+        return compiled.map(|(compiled, _)| compiled);
+    }
     let told = match &compiled {
-        Ok(compiled) => postcard::to_stdvec(programs(compiled)).map_err(|e| e.to_string()),
+        Ok((_, placed)) => Ok(to_bytes(placed)),
         Err(error) => Err(error.to_string()),
     };
-    let agreed = agree(&**processes, PURPOSE, told, launch.deadline)?;
-    let compiled = compiled?;
-    agreed.map_err(|(rank, reason)| RuntimeError::Elsewhere { rank, reason })?;
-    Ok(compiled)
+    let sent = all_have(launch, SENDING, told);
+    let (compiled, _) = compiled?;
+    sent?;
+    all_lowered(launch, Ok(compiled))
 }
 
-/// Receives the programs of the first process.
-pub(crate) fn receive<R: DeserializeOwned>(launch: &LaunchOptions) -> Result<R, Error> {
-    let unreadable = |reason: String| RuntimeError::Launch(format!("the programs of rank 0 cannot be read: {reason}"));
-    let processes = launch.processes.as_ref().ok_or_else(|| unreadable("there is no other process".into()))?;
-    let agreed = agree(&**processes, PURPOSE, Ok(Vec::new()), launch.deadline)?;
-    let all = agreed.map_err(|(rank, reason)| RuntimeError::Elsewhere { rank, reason })?;
-    let first = all.first().map(Vec::as_slice).unwrap_or_default();
-    Ok(postcard::from_bytes(first).map_err(|e| unreadable(e.to_string()))?)
+/// Waits until all processes have lowered a program for their ranks.
+///
+/// # Errors
+/// The error of this process, otherwise that of another one.
+pub(crate) fn all_lowered<T>(launch: &LaunchOptions, lowered: Result<T, Error>) -> Result<T, Error> {
+    let told = lowered.as_ref().map(|_| Vec::new()).map_err(ToString::to_string);
+    let agreed = all_have(launch, LOWERING, told);
+    let lowered = lowered?;
+    agreed.map(|_| lowered)
+}
+
+/// Receives the placed programs of the first process, and lowers them.
+pub(crate) fn receive<T>(launch: &LaunchOptions, lower: impl FnOnce(&[Graph]) -> Result<T, Error>) -> Result<T, Error> {
+    let all = all_have(launch, SENDING, Ok(Vec::new()))?;
+    let placed = of_bytes(all.first().map(Vec::as_slice).unwrap_or_default());
+    all_lowered(launch, placed.and_then(|placed| lower(&placed)))
+}
+
+/// What all processes say about an operation, or the error of one of them.
+fn all_have(launch: &LaunchOptions, purpose: &str, told: Result<Vec<u8>, String>) -> Result<Vec<Vec<u8>>, Error> {
+    let Some(processes) = &launch.processes else { return Ok(Vec::new()) };
+    let agreed = agree(&**processes, purpose, told, launch.deadline)?;
+    Ok(agreed.map_err(|(rank, reason)| RuntimeError::Elsewhere { rank, reason })?)
+}
+
+/// The error that the first process sent fewer programs than expected.
+pub(crate) fn incomplete() -> RuntimeError {
+    unreadable("one of them is missing".into())
+}
+
+fn unreadable(reason: String) -> RuntimeError {
+    RuntimeError::Launch(format!("the programs of rank 0 cannot be read: {reason}"))
+}
+
+/// Programs as JSON, each after its length, because JSON keeps every node of a graph in its place.
+fn to_bytes(placed: &[Graph]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for graph in placed {
+        let text = json::to_json(graph).to_string();
+        bytes.extend((text.len() as u64).to_le_bytes());
+        bytes.extend(text.into_bytes());
+    }
+    bytes
+}
+
+/// The inverse of [`to_bytes`].
+fn of_bytes(mut bytes: &[u8]) -> Result<Vec<Graph>, Error> {
+    let mut placed = Vec::new();
+    while let Some((length, rest)) = bytes.split_first_chunk() {
+        let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+        let text = rest.get(..length).ok_or_else(|| unreadable("they end too early".into()))?;
+        let text = std::str::from_utf8(text).map_err(|e| unreadable(e.to_string()))?;
+        placed.push(json::parse(text).map_err(|e| unreadable(e.to_string()))?);
+        bytes = &rest[length..];
+    }
+    match bytes.is_empty() {
+        true => Ok(placed),
+        false => Err(unreadable("they end too early".into()).into()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::capture::{Spec, capture_inference_shapes};
     use crate::models::presets;
     use crate::pretrained::{TokenBatch, capture_forward};
     use crate::program::{CompileOptions, compile_inference};
     use burn::tensor::DType;
     use tpc_ir::Mesh;
-    use tpc_ir::program::RankProgram;
+    use tpc_passes::lower::lower_some;
     use tpc_passes::styles::Plan;
 
-    /// Every number of a program arrives unchanged, including floats.
+    /// A process that receives a program lowers exactly the rank programs that the sender would have sent.
     #[test]
-    fn programs_arrive_as_they_were() {
+    fn received_programs_are_lowered_to_the_same_rank_programs() {
         let tokens = TokenBatch::new(6, 8);
         let model = |name: &str| capture_forward(&presets::named(name).unwrap(), tokens, false).unwrap();
         let x = Spec::<2>::new([6, 1024], DType::F32);
@@ -67,12 +119,18 @@ mod tests {
         {
             let (mesh, plan) = (Mesh::parse(axes).unwrap(), Plan::built_in(plan).unwrap());
             let options = CompileOptions::for_cpu();
-            let program = compile_inference(&captured, &mesh, &plan, &options, &str::to_string).unwrap();
-            let ranks = program.stages.ranks;
-            let bytes = postcard::to_stdvec(&ranks).unwrap();
-            let received: Vec<RankProgram> = postcard::from_bytes(&bytes).unwrap();
-            assert_eq!(received, ranks, "{axes}");
-            assert!(postcard::from_bytes::<Vec<RankProgram>>(&bytes[..bytes.len() / 2]).is_err());
+            let stages = compile_inference(&captured, &mesh, &plan, &options, &str::to_string).unwrap().stages;
+            let bytes = to_bytes(&[stages.placed.clone(), stages.logical.clone()]);
+            let received = of_bytes(&bytes).unwrap();
+            assert!(received == [stages.placed, stages.logical], "{axes}");
+            for rank in 0..mesh.ranks() {
+                let lowered = lower_some(&received[0], &options.target, &options.lower, rank..rank + 1, &[]).unwrap();
+                assert_eq!(lowered[rank], stages.ranks[rank], "{axes}");
+            }
+            for end in [1, bytes.len() / 2, bytes.len() - 1] {
+                assert!(of_bytes(&bytes[..end]).is_err(), "{axes}");
+            }
         }
+        assert!(of_bytes(&[]).unwrap().is_empty());
     }
 }

@@ -44,7 +44,7 @@
 //!         let inputs = program.inputs.iter().filter(|input| input.kind == kind);
 //!         inputs.map(|input| input.binding.view.elements() * 4).sum::<usize>()
 //!     };
-//!     let program = trainer.session().program(0);
+//!     let program = trainer.session().interface();
 //!     Ok((bytes(tpc::InputKind::Parameter, program), bytes(tpc::InputKind::State, program), loss))
 //! };
 //! let (parameters, state, loss) = held(Plan::new().ddp("dp"))?;

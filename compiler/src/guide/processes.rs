@@ -34,9 +34,12 @@
 //! # }
 //! ```
 //!
-//! The mesh must have as many ranks as there are processes; otherwise all processes report an error. The first process
-//! compiles for all. Before the first step the processes compare their programs, options, data, seeds and weights; a
-//! difference is an error that names it.
+//! The mesh must have as many ranks as there are processes; otherwise all processes report an error. A process generates only
+//! the program of its own rank, however many there are. Under `tpc run`, `train` and `bench` the first process places the
+//! program for all; a [`Trainer`](crate::Trainer) places it on every process. Before the first step the
+//! processes compare their programs, options, data, seeds and weights; a difference is an error that names it.
+//!
+//! One process runs at most 64 ranks as threads. A mesh, and so a launch, has at most 65,536 ranks.
 //!
 //! # On one host
 //!

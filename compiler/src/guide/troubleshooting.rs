@@ -69,9 +69,9 @@
 //! The mesh has an axis that the plan does not use. The plan `none` accepts this.
 //!
 //! ```text
-//! cannot launch: 65 ranks; a session runs 1 to 64
+//! cannot launch: 65 ranks, but one process can run at most 64 as threads: start one process per rank (`tpc launch`, `mpirun`, `srun`)
 //! ```
-//! Compiling works for more ranks, but running does not.
+//! See [`processes`](super::processes).
 //!
 //! # Plan files
 //!

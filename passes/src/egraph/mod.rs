@@ -87,7 +87,6 @@ pub fn improve_as(
         rules,
         blocks: Vec::new(),
         planner: None,
-        planned_unasked: false,
         recomputed: None,
     };
     if after > before {

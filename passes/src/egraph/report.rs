@@ -61,9 +61,6 @@ pub struct SearchReport {
     pub blocks: Vec<(String, usize)>,
     /// What the planner did, if it chose placements.
     pub planner: Option<PlannerReport>,
-    /// Whether the planner was not asked to choose placements, and chose them because the rules alone place equal layers
-    /// differently ([`optimize_short`](crate::optimize::optimize_short)).
-    pub planned_unasked: bool,
     /// What is computed a second time, so that the program fits into memory.
     pub recomputed: Option<RecomputeReport>,
 }

@@ -9,9 +9,12 @@
 //! 6. `emit`: each rank gets local shapes, strides and offsets;
 //! 7. `memory`: buffers get offsets in one arena, according to their lifetimes.
 //!
-//! Steps 1 to 5 depend on global types only and are done once for all ranks. Two checks run on every program:
-//! [`contents`] proves for each rank, step by step, that its memory holds the values of the placed program, and
-//! [`check_ranks`] proves that the collectives of all ranks fit together.
+//! Steps 1 to 5 depend on global types only and are done once for all ranks. A process that runs some of the ranks lowers
+//! only these ([`lower_some`]).
+//!
+//! Two checks run on every program: [`contents`] proves for each rank, step by step, that its memory holds the values of
+//! the placed program, and [`check_ranks`] proves that the collectives of the ranks fit together. Programs that different
+//! processes lowered are compared when they are launched.
 //!
 //! Before: `%4 = mul %2, %3 : f32[16, 256@tp]`, `%5 = reduce_sum "ab->a" %4`.
 //! After: `loop [16, 128]`: `r0 = load …`, `r1 = load …`, `r2 = mul r0, r1`,
@@ -40,10 +43,13 @@ use check_ranks::RankError;
 pub use claims::Claims;
 use contents::ContentsError;
 use events::Schedule;
+use fnv::FnvHasher;
 use kernel::Kernel;
 pub use memory::{Life, lives};
-use tpc_ir::Graph;
-use tpc_ir::program::RankProgram;
+use std::hash::Hasher;
+use std::ops::Range;
+use tpc_ir::program::{PlacedEnds, RankProgram, RankPrograms};
+use tpc_ir::{Graph, text};
 
 /// Options of lowering.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -119,27 +125,43 @@ pub fn lower(graph: &Graph, target: &Target) -> Result<Vec<RankProgram>, LowerEr
 /// # Errors
 /// The same as those of [`lower`].
 pub fn lower_with(graph: &Graph, target: &Target, options: &LowerOptions) -> Result<Vec<RankProgram>, LowerError> {
-    lower_sharing_inputs(graph, target, options, &[])
+    lower_ranks(graph, &schedule(graph, target, options))
 }
 
-/// Like [`lower_with`], for a program that a session executes in turn with others, whose programs of all ranks are
-/// given. Inputs that the programs share, mainly parameters and state, have the same offsets, and no program overwrites
-/// what another keeps.
+/// The programs of some consecutive ranks of a placed graph: those of a process. A session executes them in turn with
+/// those of `others`, which are of the same ranks. Inputs that the programs share, mainly parameters and state, have the
+/// same offsets, and no program overwrites what another keeps.
 ///
 /// # Errors
 /// The same as those of [`lower`].
-pub fn lower_sharing_inputs(
+pub fn lower_some(
     graph: &Graph,
     target: &Target,
     options: &LowerOptions,
-    others: &[&[RankProgram]],
-) -> Result<Vec<RankProgram>, LowerError> {
+    ranks: Range<usize>,
+    others: &[&RankPrograms],
+) -> Result<RankPrograms, LowerError> {
     let schedule = schedule(graph, target, options);
-    let others = |rank: usize| others.iter().filter_map(|ranks| ranks.get(rank)).collect::<Vec<_>>();
+    let others = |rank: usize| others.iter().filter_map(|programs| programs.get(rank)).collect::<Vec<_>>();
     let lower = |rank| lower_rank_sharing_inputs(graph, &schedule, rank, &others(rank));
-    let ranks = (0..graph.mesh.ranks()).map(lower).collect::<Result<Vec<_>, _>>()?;
-    check_ranks::check_ranks(&ranks)?;
-    Ok(ranks)
+    let programs = ranks.clone().map(lower).collect::<Result<Vec<_>, _>>()?;
+    if ranks == (0..graph.mesh.ranks()) {
+        check_ranks::check_ranks(&programs)?;
+        return Ok(programs.into());
+    }
+    check_ranks::check_some(&programs)?;
+    let inputs = graph.inputs().map(|(node, _)| graph.node(node).types[0].clone()).collect();
+    let outputs = graph.outputs.iter().map(|output| graph.ty(output.value).clone()).collect();
+    Ok(RankPrograms::of_some(programs, PlacedEnds { inputs, outputs, source: source(graph, target, options) }))
+}
+
+/// A digest of everything that the programs of all ranks follow from.
+fn source(graph: &Graph, target: &Target, options: &LowerOptions) -> u64 {
+    let mut hasher = FnvHasher::default();
+    for part in [text::print(graph), format!("{target:?}"), format!("{options:?}")] {
+        hasher.write(part.as_bytes());
+    }
+    hasher.finish()
 }
 
 /// The programs of all ranks, given the schedule that they have in common.

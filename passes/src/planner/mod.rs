@@ -121,9 +121,31 @@ impl AxesReport {
     }
 }
 
+/// Why the planner chose placements.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PlannerCause {
+    /// The search was asked for planned placements.
+    #[default]
+    Asked,
+    /// The rules alone place equal layers differently ([`optimize_short`](crate::optimize::optimize_short)).
+    UnlikeLayers,
+}
+
+impl PlannerCause {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            PlannerCause::Asked => "asked",
+            PlannerCause::UnlikeLayers => "unlike_layers",
+        }
+    }
+}
+
 /// What the planner did. Its seconds are those of the cost model, nothing overlapped.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PlannerReport {
+    /// Why it chose placements.
+    pub cause: PlannerCause,
     /// What it was to do.
     pub aim: Aim,
     /// Predicted seconds of the program before.

@@ -112,7 +112,7 @@ impl Checkpoint {
             Err(CheckpointError::Differs { dir: self.dir.clone(), name: name.into(), stored, wanted })
         };
         let mut fitting = Vec::new();
-        let inputs = session.program(0).inputs.iter().enumerate();
+        let inputs = session.interface().inputs.iter().enumerate();
         for (position, input) in inputs.filter(|(_, i)| matches!(i.kind, InputKind::Parameter | InputKind::State)) {
             let wanted = format!("{} {}{:?}", input.kind.name(), input.binding.view.dtype, input.binding.layout);
             let Some(stored) = self.index.tensors.iter().find(|t| t.name == input.name) else {

@@ -21,6 +21,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tpc_ir::InputKind;
+use tpc_ir::program::{End, HeldBox};
 
 /// How a checkpoint is written.
 #[derive(Clone, Debug, Default)]
@@ -203,19 +204,19 @@ struct Assignment {
 
 fn assign(session: &Session) -> Vec<Assignment> {
     let mut boxes: Vec<(usize, usize, Vec<usize>)> = Vec::new();
-    for (input, i) in session.program(0).inputs.iter().enumerate() {
+    for (input, i) in session.interface().inputs.iter().enumerate() {
         if !matches!(i.kind, InputKind::Parameter | InputKind::State) {
             continue;
         }
-        let mut holders: BTreeMap<(&[usize], &[usize]), Vec<usize>> = BTreeMap::new();
+        let mut holders: BTreeMap<HeldBox, Vec<usize>> = BTreeMap::new();
         for rank in 0..session.ranks() {
-            let binding = &session.program(rank).inputs[input].binding;
-            if binding.view.elements() > 0 {
-                holders.entry((&binding.start, &binding.view.shape)).or_default().push(rank);
+            let held = session.held_box(End::Input(input), rank);
+            if held.elements() > 0 {
+                holders.entry(held).or_default().push(rank);
             }
         }
-        for ((_, shape), ranks) in holders {
-            boxes.push((shape.iter().product::<usize>() * i.binding.view.dtype.bytes(), input, ranks));
+        for (held, ranks) in holders {
+            boxes.push((held.elements() * i.binding.view.dtype.bytes(), input, ranks));
         }
     }
     // The largest box first, each to the rank with the least bytes so far.
@@ -256,7 +257,7 @@ fn index(
     step: u64,
     seed: u64,
 ) -> Result<Index, CheckpointError> {
-    let axes = session.program(0).mesh.axes().iter().map(|a| (a.name.clone(), a.size)).collect();
+    let axes = session.interface().mesh.axes().iter().map(|a| (a.name.clone(), a.size)).collect();
     let mut index = Index::new(step, seed, axes);
     let mut boxes: Vec<std::vec::IntoIter<BoxEntry>> = Vec::new();
     for (process, ranks) in written.iter().enumerate() {
@@ -269,7 +270,7 @@ fn index(
             boxes.push(entries.into_iter());
         }
     }
-    for (input, i) in session.program(0).inputs.iter().enumerate() {
+    for (input, i) in session.interface().inputs.iter().enumerate() {
         if matches!(i.kind, InputKind::Parameter | InputKind::State) {
             let ranks = assigned.iter().filter(|a| a.input == input).map(|a| a.rank);
             index.tensors.push(TensorEntry {

@@ -17,8 +17,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
-/// Bytes that a process passes to the others at a time.
-pub const MAILBOX: usize = 256 << 10;
+/// Bytes that a process passes to the others at a time. In a large world it is less, because a control block has a mailbox
+/// for each process.
+const MAILBOX: usize = 256 << 10;
+
+/// Bytes of all mailboxes of a control block, as long as each has at least [`LEAST_MAILBOX`] bytes.
+const MAILBOXES: usize = 64 << 20;
+
+/// Least bytes that a process passes to the others at a time.
+const LEAST_MAILBOX: usize = 4 << 10;
 
 /// Words for as many processors as the system's own sets have.
 const CPU_WORDS: usize = size_of::<libc::cpu_set_t>() / 8;
@@ -77,7 +84,7 @@ pub struct Control {
 
 impl Control {
     fn size(ranks: usize, shared: bool) -> usize {
-        let mailboxes = if shared { ranks * MAILBOX } else { 0 };
+        let mailboxes = if shared { ranks * mailbox_bytes(ranks) } else { 0 };
         size_of::<Header>() + ranks * size_of::<RankBlock>() + mailboxes
     }
 
@@ -170,10 +177,15 @@ impl Control {
         (0..CPU_WORDS).map(of_all).sum::<u32>() as usize
     }
 
+    /// Bytes of a mailbox.
+    pub(crate) fn mailbox_bytes(&self) -> usize {
+        mailbox_bytes(self.ranks)
+    }
+
     /// The first byte of a process's mailbox.
     pub(crate) fn mailbox(&self, rank: usize) -> *mut u8 {
         assert!(self.shared && rank < self.ranks);
-        let before = size_of::<Header>() + self.ranks * size_of::<RankBlock>() + rank * MAILBOX;
+        let before = size_of::<Header>() + self.ranks * size_of::<RankBlock>() + rank * self.mailbox_bytes();
         // SAFETY: the mailboxes follow the blocks, within the region.
         unsafe { self.region.base().add(before) }
     }
@@ -306,6 +318,11 @@ impl Control {
         };
         FlightRecord { failure: self.failure(), ranks: (0..self.ranks).map(rank).collect() }
     }
+}
+
+/// Bytes of each mailbox of a world of so many ranks.
+fn mailbox_bytes(ranks: usize) -> usize {
+    (MAILBOXES / ranks.max(1)).clamp(LEAST_MAILBOX, MAILBOX)
 }
 
 /// Whether a process of this host is running: it has not ended and is not a zombie.

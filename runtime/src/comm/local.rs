@@ -1,6 +1,6 @@
 //! Processes on one host that share memory, with one rank each; or a single process with all ranks as its threads.
 
-use super::control::{Control, MAILBOX, cpu_time, waits_for_disk};
+use super::control::{Control, cpu_time, waits_for_disk};
 use super::processes::{Ending, Processes, agree};
 use super::ranks::Ranks;
 use super::shared_memory::{Growth, Handle, Region};
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tpc_ir::program::RankProgram;
+use tpc_ir::program::RankPrograms;
 
 /// The processes of a world on one host.
 #[derive(Debug)]
@@ -126,7 +126,7 @@ impl Processes for Local {
 
     fn open(
         &self,
-        programs: Arc<[RankProgram]>,
+        programs: Arc<RankPrograms>,
         _local: Range<usize>,
         deadline: Duration,
     ) -> Result<Arc<dyn Communicators>, RuntimeError> {
@@ -143,7 +143,7 @@ pub(super) fn open(
     control: &Arc<Control>,
     process: usize,
     arenas: Option<Vec<Arc<Arena>>>,
-    programs: Arc<[RankProgram]>,
+    programs: Arc<RankPrograms>,
     deadline: Duration,
 ) -> Result<Arc<dyn Communicators>, RuntimeError> {
     let processes = Local { control: control.clone(), process, record: None };
@@ -157,7 +157,7 @@ pub(super) fn open(
     let words = if process == 0 { Region::shared(bytes, Growth::Fixed).map(Some).map_err(no_words) } else { Ok(None) };
     let mine = match &arenas {
         Some(arenas) => grown(&arenas[process], process, arena_bytes).map(|_| None).map_err(|e| e.to_string()),
-        None => Arena::shared(arena_bytes)
+        None => Arena::shared(arena_bytes, programs.ranks())
             .map(Some)
             .ok_or_else(|| RuntimeError::OutOfMemory { rank: process, bytes: arena_bytes }.to_string()),
     };
@@ -165,15 +165,18 @@ pub(super) fn open(
     let announced = match (&words, &mine) {
         (Ok(words), Ok(mine)) => {
             let words = handle(words.as_ref().and_then(Region::handle));
-            Ok(format!("{words} {}", handle(mine.as_ref().and_then(Arena::handle))).into_bytes())
+            Ok(format!("{words} {} {arena_bytes}", handle(mine.as_ref().and_then(Arena::handle))).into_bytes())
         }
         (Err(reason), _) | (_, Err(reason)) => Err(reason.clone()),
     };
     let handles = share("launch: share memory", announced)?;
+    let no_memory = |rank: usize| format!("rank {rank} announced no memory");
+    let announced = |rank: usize, which: usize| {
+        String::from_utf8_lossy(&handles[rank]).split(' ').nth(which).unwrap_or_default().to_string()
+    };
+    let bytes_of = |rank: usize| announced(rank, 2).parse::<usize>().map_err(|_| no_memory(rank));
     let peer = |rank: usize, which: usize, growth: Growth| {
-        let text = String::from_utf8_lossy(&handles[rank]);
-        let handle = text.split(' ').nth(which).and_then(Handle::parse);
-        let handle = handle.ok_or_else(|| format!("rank {rank} announced no memory"))?;
+        let handle = Handle::parse(&announced(rank, which)).ok_or_else(|| no_memory(rank))?;
         let mapped = Region::of_peer(handle, growth);
         mapped.map_err(|e| {
             format!("the memory of rank {rank} cannot be mapped ({e}): all ranks must run on one host as one user")
@@ -184,21 +187,24 @@ pub(super) fn open(
             Some(words) => words,
             None => peer(0, 0, Growth::Fixed)?,
         };
+        if words.bytes() != bytes {
+            return Err("rank 0 has another number of groups".into());
+        }
         let arenas = match (arenas, mine?) {
             // Their owners have enlarged them if necessary.
             (Some(arenas), _) => {
-                let arena = |(rank, arena)| grown(arena, rank, programs[rank].arena_bytes).map_err(|e| e.to_string());
+                let arena = |(rank, arena)| grown(arena, rank, bytes_of(rank)?).map_err(|e| e.to_string());
                 arenas.iter().enumerate().map(arena).collect::<Result<_, _>>()?
             }
             (None, mine) => {
                 let mut mine = mine.map(Arc::new);
                 let arena = |rank: usize| match (rank == process, &mut mine) {
                     (true, Some(mine)) => Ok(mine.clone()),
-                    _ => Arena::of_region(peer(rank, 1, Growth::InPlace)?, programs[rank].arena_bytes)
+                    _ => Arena::of_region(peer(rank, 1, Growth::of_one_in(programs.ranks()))?, bytes_of(rank)?)
                         .map(Arc::new)
-                        .ok_or_else(|| format!("the arena of rank {rank} has another size than its program's")),
+                        .ok_or_else(|| format!("the arena of rank {rank} has another size than it announced")),
                 };
-                (0..programs.len()).map(arena).collect::<Result<_, _>>()?
+                (0..programs.ranks()).map(arena).collect::<Result<_, _>>()?
             }
         };
         Ok((words, arenas))
@@ -288,12 +294,13 @@ fn exchange(
         })
     };
     let mut all: Vec<Vec<u8>> = (0..control.ranks()).map(|_| Vec::new()).collect();
+    let mailbox = control.mailbox_bytes();
     let mut sent = 0;
     loop {
         let round = mine.posted.load(Ordering::Relaxed) + 1;
         // No process still reads the contents of the mailbox.
         wait_for(round - 1, true)?;
-        let part = &bytes[sent..bytes.len().min(sent + MAILBOX)];
+        let part = &bytes[sent..bytes.len().min(sent + mailbox)];
         // SAFETY: the mailbox has room for a part, and the others read it between this process's `posted` and their own
         // `taken`.
         unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), control.mailbox(process), part.len()) };
@@ -312,7 +319,7 @@ fn exchange(
                 return Err(RuntimeError::Desynchronized { rank: process, mine, peer, theirs });
             }
             let length = block.length.load(Ordering::Relaxed) as usize;
-            let part = MAILBOX.min(length - message.len());
+            let part = mailbox.min(length - message.len());
             message.reserve(part);
             // SAFETY: the peer posted this many bytes, and does not change them until all have taken them.
             unsafe {
@@ -347,7 +354,7 @@ impl Communicators for World {
 
     fn switch_to(
         &self,
-        programs: Arc<[RankProgram]>,
+        programs: Arc<RankPrograms>,
         local: Range<usize>,
         deadline: Duration,
     ) -> Result<Arc<dyn Communicators>, RuntimeError> {
@@ -356,5 +363,38 @@ impl Communicators for World {
             return open(&self.control, local.start, arenas, programs, deadline);
         }
         Ok(Arc::new(World::of_threads(self.control.clone(), arenas, programs, deadline)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A control block has room for thousands of processes, and an exchange among them passes every message to each.
+    #[test]
+    fn messages_of_4096_processes_are_exchanged() {
+        const PROCESSES: usize = 4096;
+        let control = Control::shared(PROCESSES).unwrap();
+        let me = PROCESSES - 1;
+        let message = |process: usize| format!("from {process}");
+        let post = |process: usize, round: u64| {
+            let (block, text) = (control.rank(process), message(process));
+            // SAFETY: the mailbox has room for the text, and no other thread uses it.
+            unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), control.mailbox(process), text.len()) };
+            block.purpose.set("meet");
+            block.length.store(text.len() as u64, Ordering::Relaxed);
+            block.taken.store(round - 1, Ordering::Release);
+            block.posted.store(round, Ordering::Release);
+        };
+        for round in 1..3 {
+            (0..me).for_each(|process| post(process, round));
+            let all = exchange(&control, me, "meet", message(me).as_bytes(), Duration::from_secs(10)).unwrap();
+            assert_eq!(all, (0..PROCESSES).map(|process| message(process).into_bytes()).collect::<Vec<_>>());
+        }
+        // A process that is missing is named, and not waited for forever.
+        (1..me).for_each(|process| post(process, 3));
+        control.rank(0).taken.store(2, Ordering::Release);
+        let late = exchange(&control, me, "meet", b"", Duration::from_millis(50)).unwrap_err().to_string();
+        assert!(late.contains("rank 0 is not there yet"), "{late}");
     }
 }

@@ -39,11 +39,12 @@ pub use processes::Processes;
 use crate::device::cpu::arena::Arena;
 use crate::error::RuntimeError;
 use fnv::FnvHasher;
+use std::collections::HashSet;
 use std::hash::Hasher;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
-use tpc_ir::program::{Collective, CollectiveKind, Part, RankProgram};
+use tpc_ir::program::{Collective, CollectiveKind, Part, RankProgram, RankPrograms};
 
 /// A prepared collective: its index among the collectives of its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,10 +94,29 @@ pub trait Communicators: Send + Sync {
     /// Too little memory, or a process that does not respond.
     fn switch_to(
         &self,
-        programs: Arc<[RankProgram]>,
+        programs: Arc<RankPrograms>,
         local: Range<usize>,
         deadline: Duration,
     ) -> Result<Arc<dyn Communicators>, RuntimeError>;
+}
+
+/// The groups of ranks in some programs, in the order in which they first occur.
+fn groups(programs: &[RankProgram]) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut seen: HashSet<&[usize]> = HashSet::new();
+    for Collective { group, .. } in programs.iter().flat_map(RankProgram::collectives) {
+        if seen.insert(group) {
+            groups.push(group.clone());
+        }
+    }
+    groups
+}
+
+/// The collective with this index in a rank's program, which the rank has announced with a fingerprint. If the program is not
+/// here, that of another rank stands for it, because all ranks are to start the same collectives.
+fn collective(programs: &RankPrograms, rank: usize, index: usize, announced: u64) -> Option<&Collective> {
+    let found = programs.get(rank).or(programs.first())?.collectives().nth(index);
+    found.filter(|collective| fingerprint(collective) == announced)
 }
 
 /// What a collective is and why it exists, for error messages.

@@ -1,7 +1,7 @@
 //! Cooperation of the host sides of all processes of a launched world.
 //!
-//! Every process runs the same host program (as in multi-controller JAX): it compiles all rank programs, holds some of
-//! the ranks, and makes the same calls in the same order. Data that one process has and others need goes through
+//! Every process runs the same host program (as in multi-controller JAX): it holds some of the ranks, has their programs,
+//! and makes the same calls in the same order. Data that one process has and others need goes through
 //! [`Processes::exchange`].
 
 use super::Communicators;
@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tpc_ir::program::RankProgram;
+use tpc_ir::program::RankPrograms;
 
 /// The processes of a world. A single process whose ranks are threads is also such a world.
 pub trait Processes: Debug + Send + Sync {
@@ -79,7 +79,7 @@ pub trait Processes: Debug + Send + Sync {
     /// Too little memory, or a process that does not respond.
     fn open(
         &self,
-        programs: Arc<[RankProgram]>,
+        programs: Arc<RankPrograms>,
         local: Range<usize>,
         deadline: Duration,
     ) -> Result<Arc<dyn Communicators>, RuntimeError>;

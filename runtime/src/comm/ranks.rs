@@ -75,9 +75,10 @@ impl Ranks {
         RuntimeError::PeerFailed { rank: self.rank, operation: self.description(id), peer, reason }
     }
 
-    fn members(&self, id: usize) -> (&[Member], &[usize]) {
+    /// The ranks of a collective's group, with what each of them publishes.
+    fn members(&self, id: usize) -> impl Iterator<Item = (usize, &Member)> {
         let group = self.groups[self.prepared[id].group].0;
-        (self.world.members(group), self.world.ranks_of(group))
+        self.world.ranks_of(group).iter().copied().zip(self.world.members(group))
     }
 
     /// Computes this rank's share of every started collective for which all ranks have arrived.
@@ -89,20 +90,22 @@ impl Ranks {
             }
             let p = &self.prepared[id];
             let group = self.groups[p.group].0;
-            let members = self.world.members(group);
             let place = sequence as usize % DEPTH;
             let mut all = true;
-            for (q, member) in members.iter().enumerate() {
+            for (q, member) in self.world.members(group).enumerate() {
                 if member.arrived.load(Ordering::Acquire) <= sequence {
                     all = false;
-                } else if member.slots[place].fingerprint.load(Ordering::Relaxed) != p.fingerprint {
+                    continue;
+                }
+                let announced = member.slots[place].fingerprint.load(Ordering::Relaxed);
+                if announced != p.fingerprint {
                     let peer = self.world.ranks_of(group)[q];
                     let index = member.slots[place].index.load(Ordering::Relaxed) as usize;
                     return Err(RuntimeError::Desynchronized {
                         rank: self.rank,
                         mine: self.description(id),
                         peer,
-                        theirs: self.world.describe(peer, index),
+                        theirs: self.world.describe(peer, index, announced),
                     });
                 }
             }
@@ -112,7 +115,7 @@ impl Ranks {
             self.sources.clear();
             self.targets.clear();
             let arenas = self.world.arenas();
-            for (member, &rank) in members.iter().zip(self.world.ranks_of(group)) {
+            for (member, &rank) in self.world.members(group).zip(self.world.ranks_of(group)) {
                 let base = arenas[rank].base();
                 let at = |offset: u64| base.wrapping_add(offset as usize);
                 self.sources.push(at(member.slots[place].from.load(Ordering::Relaxed)));
@@ -122,7 +125,7 @@ impl Ranks {
             // their arenas. The arenas stay mapped as long as the world, and the buffers are unused until all are done;
             // each rank writes elements that no other rank writes.
             unsafe { share(&p.collective, p.combine, &self.sources, &self.targets) }
-            let mine = &members[p.collective.position].slots[place];
+            let mine = &self.world.member(group, self.rank).slots[place];
             mine.done.store(sequence + 1, Ordering::Release);
             self.pending[i].share_done = true;
             self.world.control.ring();
@@ -132,16 +135,15 @@ impl Ranks {
 
     fn finished(&self, pending: Pending) -> bool {
         let place = pending.sequence as usize % DEPTH;
-        let members = self.members(pending.id).0;
-        pending.share_done && members.iter().all(|m| m.slots[place].done.load(Ordering::Acquire) > pending.sequence)
+        let is_done = |m: &Member| m.slots[place].done.load(Ordering::Acquire) > pending.sequence;
+        pending.share_done && self.members(pending.id).all(|(_, m)| is_done(m))
     }
 
     /// The ranks that have not arrived or, if all have, are not done.
     fn missing(&self, pending: Pending) -> Vec<usize> {
-        let (members, ranks) = self.members(pending.id);
         let place = pending.sequence as usize % DEPTH;
         let late = |late: &dyn Fn(&Member) -> bool| -> Vec<usize> {
-            members.iter().zip(ranks).filter(|(m, _)| late(m)).map(|(_, &r)| r).collect()
+            self.members(pending.id).filter(|(_, m)| late(m)).map(|(r, _)| r).collect()
         };
         let absent = late(&|m| m.arrived.load(Ordering::Acquire) <= pending.sequence);
         match absent.is_empty() {
@@ -152,9 +154,8 @@ impl Ranks {
 
     /// Whether a rank has finished the step without starting the collective.
     fn left(&self, pending: Pending) -> bool {
-        let (members, ranks) = self.members(pending.id);
         let steps = self.world.steps_done(self.rank).load(Ordering::Relaxed);
-        members.iter().zip(ranks).any(|(m, &r)| {
+        self.members(pending.id).any(|(r, m)| {
             self.world.steps_done(r).load(Ordering::Acquire) > steps
                 && m.arrived.load(Ordering::Acquire) <= pending.sequence
         })
@@ -211,7 +212,7 @@ impl Communicator for Ranks {
     fn prepare(&mut self, collective: &Collective) -> Result<CollectiveId, RuntimeError> {
         let group = self.world.group(&collective.group);
         let fits = collective.group.get(collective.position) == Some(&self.rank)
-            && collective.group.iter().all(|&r| r < self.world.programs.len());
+            && collective.group.iter().all(|&r| r < self.world.ranks());
         let checked = match (fits, group) {
             (false, _) => Err(format!("rank {} is not at its position", self.rank)),
             (true, None) => Err("no program of the session has this group".into()),
@@ -250,7 +251,7 @@ impl Communicator for Ranks {
             return Err(RuntimeError::Launch(reason));
         }
         let base = self.world.arenas()[self.rank].base() as usize;
-        let member = &self.world.members(group)[p.collective.position];
+        let member = self.world.member(group, self.rank);
         let slot = &member.slots[sequence as usize % DEPTH];
         slot.fingerprint.store(p.fingerprint, Ordering::Relaxed);
         slot.index.store(id.0 as u64, Ordering::Relaxed);

@@ -31,8 +31,8 @@ enum Backing {
     Private,
     /// A file of this process, open as long as peers may map it.
     Own(File),
-    /// The file of a peer.
-    Peer(File),
+    /// The file of a peer, which is opened when it is mapped: a process may have thousands of peers, and few open files.
+    Peer(Handle),
 }
 
 /// Whether a region may grow later.
@@ -40,18 +40,21 @@ enum Backing {
 pub enum Growth {
     /// Its size is fixed.
     Fixed,
-    /// It may grow up to the memory of the host.
-    InPlace,
+    /// It may grow up to the memory of the host, or up to this many bytes if they are fewer.
+    InPlace(usize),
 }
 
 impl Growth {
+    /// The growth of one of so many regions of a process, which share half of its 47 bits of address space.
+    pub fn of_one_in(regions: usize) -> Self {
+        Growth::InPlace((1 << 46) / regions.max(64))
+    }
+
     /// Addresses to reserve for a region of this many bytes.
     fn addresses(self, bytes: usize) -> usize {
-        /// A process may have 64 arenas, and 47 bits of address space.
-        const LARGEST: usize = 1 << 40;
         match self {
             Growth::Fixed => bytes,
-            Growth::InPlace => bytes.max(physical_memory().min(LARGEST)),
+            Growth::InPlace(most) => bytes.max(physical_memory().min(most)),
         }
     }
 }
@@ -91,6 +94,11 @@ impl Handle {
     /// `PID:FD:BYTES`, for environment variables and messages between processes.
     pub fn to_text(&self) -> String {
         format!("{}:{}:{}", self.pid, self.fd, self.bytes)
+    }
+
+    /// Opens the block, while its owner lives.
+    fn open(&self) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).open(format!("/proc/{}/fd/{}", self.pid, self.fd))
     }
 
     /// Parses [`Handle::to_text`].
@@ -136,12 +144,10 @@ impl Region {
     /// # Errors
     /// A process that has ended, or memory of another size.
     pub fn of_peer(handle: Handle, growth: Growth) -> io::Result<Self> {
-        let path = format!("/proc/{}/fd/{}", handle.pid, handle.fd);
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
-        if file.metadata()?.len() != handle.bytes as u64 {
+        if handle.open()?.metadata()?.len() != handle.bytes as u64 {
             return Err(io::Error::other("the shared memory does not have the announced size"));
         }
-        Region::map(handle.bytes, growth, Backing::Peer(file))
+        Region::map(handle.bytes, growth, Backing::Peer(handle))
     }
 
     fn map(bytes: usize, growth: Growth, file: Backing) -> io::Result<Self> {
@@ -180,13 +186,22 @@ impl Region {
         let (from, to) = (page_after(self.bytes()), page_after(bytes));
         if from < to {
             let rights = libc::PROT_READ | libc::PROT_WRITE;
+            let opened;
+            let file = match &self.file {
+                Backing::Private => None,
+                Backing::Own(file) => Some(file),
+                Backing::Peer(handle) => {
+                    opened = handle.open()?;
+                    Some(&opened)
+                }
+            };
             // SAFETY: the pages are in the range that is reserved for this region alone, or share its last page, and
             // hold nothing yet. A mapping that replaces them maps the same bytes of the file.
             let failed = unsafe {
                 let first = self.base.as_ptr().add(from).cast();
-                match &self.file {
-                    Backing::Private => libc::mprotect(first, to - from, rights) != 0,
-                    Backing::Own(file) | Backing::Peer(file) => {
+                match file {
+                    None => libc::mprotect(first, to - from, rights) != 0,
+                    Some(file) => {
                         let flags = libc::MAP_SHARED | libc::MAP_FIXED;
                         let offset = libc::off_t::try_from(from).map_err(io::Error::other)?;
                         libc::mmap(first, to - from, rights, flags, file.as_raw_fd(), offset) == libc::MAP_FAILED
@@ -291,9 +306,10 @@ mod tests {
     #[test]
     fn a_block_grows_where_it_lies_on_both_sides() {
         for bytes in [0, 5, 4096, 10_000] {
-            let (private, mine) = (Region::private(bytes, Growth::InPlace), Region::shared(bytes, Growth::InPlace));
+            let growth = Growth::of_one_in(1);
+            let (private, mine) = (Region::private(bytes, growth), Region::shared(bytes, growth));
             let (private, mine) = (private.unwrap(), mine.unwrap());
-            let theirs = Region::of_peer(mine.handle().unwrap(), Growth::InPlace).unwrap();
+            let theirs = Region::of_peer(mine.handle().unwrap(), growth).unwrap();
             let places = [private.base(), mine.base(), theirs.base()];
             for larger in [1_000_000, 1_000_001, 3_000_000] {
                 let last = larger - 1;
@@ -315,6 +331,22 @@ mod tests {
         }
         assert!(Region::private(5, Growth::Fixed).unwrap().grow(6).is_err());
         assert!(Region::private(5, Growth::Fixed).unwrap().grow(5).is_ok());
+    }
+
+    /// A process maps the arenas of all its peers: thousands of them fit into its addresses, and none keeps a file open.
+    #[test]
+    fn thousands_of_blocks_are_mapped_at_once() {
+        let mine = Region::shared(5000, Growth::of_one_in(4096)).unwrap();
+        let handle = mine.handle().unwrap();
+        let map = |_| Region::of_peer(handle, Growth::of_one_in(4096)).unwrap();
+        let theirs: Vec<Region> = (0..4096).map(map).collect();
+        mine.grow(1 << 20).unwrap();
+        theirs.iter().for_each(|region| region.grow(1 << 20).unwrap());
+        // SAFETY: all mappings are alive, and only this thread uses them.
+        unsafe {
+            mine.base().add((1 << 20) - 1).write(7);
+            assert!(theirs.iter().all(|region| region.base().add((1 << 20) - 1).read() == 7));
+        }
     }
 
     #[test]

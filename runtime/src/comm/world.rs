@@ -1,22 +1,25 @@
 //! The shared state of the ranks of one session: the words in which they publish their arrivals, and their arenas.
 //!
-//! The words are a block of memory whose layout every process knows, because every process knows all rank programs:
+//! The words are a block of memory whose layout every process knows: a word for each rank, and for each group one member for
+//! each rank, of which those in the group use theirs. Groups are numbered in the order in which the programs of a process
+//! have them. Where each process has one rank, its groups get the numbers that those of all other ranks get, because all
+//! ranks start the same collectives along the same axes.
 //! ```text
-//! [ steps done by rank 0 ] … [ group 0: member 0, member 1, … ][ group 1: … ] …
+//! [ steps done by rank 0 ] … [ group 0 of rank 0 ][ group 0 of rank 1 ] … [ group 1 of rank 0 ] …
 //! ```
 //! Buffers are published as offsets into the arena of the rank, because each process has mapped it at a different
 //! address.
 
 use super::control::Control;
 use super::shared_memory::{Growth, Region};
+use super::{collective, groups};
 use crate::device::cpu::arena::Arena;
 use crate::error::RuntimeError;
-use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
-use tpc_ir::program::RankProgram;
+use tpc_ir::program::{RankProgram, RankPrograms};
 
 /// Number of collectives of one group that a rank may have started and not yet waited for.
 pub(super) const DEPTH: usize = 64;
@@ -44,42 +47,23 @@ pub(super) struct Member {
 #[repr(C, align(128))]
 struct Steps(AtomicU64);
 
-/// A group of ranks, in order.
-struct Group {
-    ranks: Vec<usize>,
-    /// Number of members of the groups before it.
-    first: usize,
-}
-
 /// The shared state of one session's ranks.
 pub struct World {
     pub(super) control: Arc<Control>,
     words: Region,
-    groups: Vec<Group>,
+    /// The ranks of each group, in order.
+    groups: Vec<Vec<usize>>,
     arenas: Vec<Arc<Arena>>,
-    pub(super) programs: Arc<[RankProgram]>,
+    pub(super) programs: Arc<RankPrograms>,
     pub(super) deadline: Duration,
     /// Whether every rank has its own core.
     pub(super) spin: bool,
 }
 
-fn groups(programs: &[RankProgram]) -> Vec<Group> {
-    let (mut groups, mut seen) = (Vec::new(), HashSet::new());
-    let mut first = 0;
-    for collective in programs.iter().flat_map(RankProgram::collectives) {
-        if seen.insert(&collective.group) {
-            groups.push(Group { ranks: collective.group.clone(), first });
-            first += collective.group.len();
-        }
-    }
-    groups
-}
-
 impl World {
     /// Bytes of the words in which these ranks publish.
-    pub(super) fn bytes(programs: &[RankProgram]) -> usize {
-        let members: usize = groups(programs).iter().map(|g| g.ranks.len()).sum();
-        size_of::<Steps>() * programs.len() + size_of::<Member>() * members
+    pub(super) fn bytes(programs: &RankPrograms) -> usize {
+        (size_of::<Steps>() + size_of::<Member>() * groups(programs).len()) * programs.ranks()
     }
 
     /// A world over zeroed words of [`World::bytes`] and the arenas of all ranks.
@@ -87,15 +71,16 @@ impl World {
         control: Arc<Control>,
         words: Region,
         arenas: Vec<Arc<Arena>>,
-        programs: Arc<[RankProgram]>,
+        programs: Arc<RankPrograms>,
         deadline: Duration,
     ) -> Self {
-        debug_assert!(words.bytes() == World::bytes(&programs) && arenas.len() == programs.len());
+        let ranks = programs.ranks();
+        debug_assert!(words.bytes() == World::bytes(&programs) && arenas.len() == ranks);
         // Each process may be bound to its own core, as MPI's launchers do.
         let mine = std::thread::available_parallelism().map_or(1, usize::from);
-        let bound = control.is_shared() && mine < programs.len();
+        let bound = control.is_shared() && mine < ranks;
         let cores = if bound { control.cpus() } else { mine };
-        let spin = programs.len() <= cores;
+        let spin = ranks <= cores;
         World { control, words, groups: groups(&programs), arenas, programs, deadline, spin }
     }
 
@@ -106,7 +91,7 @@ impl World {
     pub(super) fn of_threads(
         control: Arc<Control>,
         arenas: Option<Vec<Arc<Arena>>>,
-        programs: Arc<[RankProgram]>,
+        programs: Arc<RankPrograms>,
         deadline: Duration,
     ) -> Result<Self, RuntimeError> {
         let arena = |p: &RankProgram| {
@@ -126,34 +111,43 @@ impl World {
     }
 
     pub(super) fn group(&self, ranks: &[usize]) -> Option<usize> {
-        self.groups.iter().position(|g| g.ranks == ranks)
+        self.groups.iter().position(|group| group == ranks)
     }
 
     pub(super) fn ranks_of(&self, group: usize) -> &[usize] {
-        &self.groups[group].ranks
+        &self.groups[group]
     }
 
-    pub(super) fn members(&self, group: usize) -> &[Member] {
-        let Group { ranks, first } = &self.groups[group];
-        let before = size_of::<Steps>() * self.programs.len();
+    /// What a rank publishes about the collectives of a group.
+    pub(super) fn member(&self, group: usize, rank: usize) -> &Member {
+        let ranks = self.ranks();
+        assert!(group < self.groups.len() && rank < ranks);
+        let before = size_of::<Steps>() * ranks;
         // SAFETY: `new` was given words for all groups; they are aligned to pages, were zeroed, and are only used as
         // atomic words.
-        unsafe {
-            let members = self.words.base().add(before).cast::<Member>().add(*first);
-            std::slice::from_raw_parts(members, ranks.len())
-        }
+        unsafe { &*self.words.base().add(before).cast::<Member>().add(group * ranks + rank) }
+    }
+
+    /// What each rank of a group publishes about its collectives, in the order of the group.
+    pub(super) fn members(&self, group: usize) -> impl Iterator<Item = &Member> + Clone {
+        self.groups[group].iter().map(move |&rank| self.member(group, rank))
+    }
+
+    /// Number of ranks.
+    pub(super) fn ranks(&self) -> usize {
+        self.arenas.len()
     }
 
     /// Number of steps that a rank has finished.
     pub(super) fn steps_done(&self, rank: usize) -> &AtomicU64 {
-        assert!(rank < self.programs.len());
+        assert!(rank < self.ranks());
         // SAFETY: as above; the steps of all ranks come first.
         unsafe { &(*self.words.base().cast::<Steps>().add(rank)).0 }
     }
 
-    /// Describes the collective with this index in a rank's program.
-    pub(super) fn describe(&self, rank: usize, index: usize) -> String {
-        let collective = self.programs[rank].collectives().nth(index);
+    /// Describes the collective with this index in a rank's program, which the rank has announced with a fingerprint.
+    pub(super) fn describe(&self, rank: usize, index: usize, announced: u64) -> String {
+        let collective = collective(&self.programs, rank, index, announced);
         collective.map_or_else(|| "another operation".into(), super::describe)
     }
 }

@@ -23,8 +23,8 @@ pub enum LaunchError {
         /// Number of processes on this host.
         local_world: usize,
     },
-    /// More processes than a session has ranks.
-    #[error("{world} processes were launched, but a program can have at most {most} ranks")]
+    /// More processes than a mesh has ranks.
+    #[error("{world} processes were launched, but a mesh has at most {most} ranks")]
     TooMany {
         /// Number of processes.
         world: usize,

@@ -29,12 +29,12 @@ use crate::comm::Processes;
 use crate::comm::control::{Control, parent_of};
 use crate::comm::local::Local;
 use crate::comm::shared_memory::Handle;
-use crate::session::MAX_RANKS;
 use crate::settings::{self, Settings};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tpc_ir::mesh::MAX_RANKS;
 
 /// The environment variable with the deadline of `tpc launch`, in seconds.
 pub const DEADLINE: &str = "TPC_DEADLINE";

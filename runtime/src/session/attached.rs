@@ -95,21 +95,21 @@ impl Attached {
     }
 }
 
-/// Prepares the programs of this process's ranks on a GPU.
+/// Prepares the programs of this process's ranks, of which `first` is the first, on a GPU.
 ///
 /// # Errors
 /// No such device; too little memory; another process that failed.
 #[cfg(all(unix, feature = "cuda"))]
 pub(super) fn cuda(
     programs: &[RankProgram],
-    local: Range<usize>,
+    first: usize,
     processes: &Arc<dyn Processes>,
     options: &LaunchOptions,
 ) -> Result<Box<dyn Device>, RuntimeError> {
     use crate::comm::processes::together;
     use crate::device::cuda::gpu::{Compiled, Gpu, GpuOptions, Network, Share};
-    let (rank, deadline) = (local.start, options.deadline);
-    let mine = programs[local].to_vec();
+    let deadline = options.deadline;
+    let mine = programs.to_vec();
     let prepared = (|| {
         let mut gpu = GpuOptions { deadline, ..GpuOptions::default() };
         if processes.count() > 1 {
@@ -118,7 +118,7 @@ pub(super) fn cuda(
             // Before the context is created and NCCL is loaded, which read them.
             share.set_environment();
             gpu.device = share.device;
-            gpu.network = Some(Network::of_processes(rank, deadline, processes.clone())?);
+            gpu.network = Some(Network::of_processes(first, deadline, processes.clone())?);
         }
         Ok((Compiled::batch(vec![mine], &gpu)?.remove(0), gpu))
     })();
@@ -133,7 +133,7 @@ pub(super) fn cuda(
 #[cfg(not(all(unix, feature = "cuda")))]
 pub(super) fn cuda(
     _: &[RankProgram],
-    _: Range<usize>,
+    _: usize,
     _: &Arc<dyn Processes>,
     _: &LaunchOptions,
 ) -> Result<Box<dyn Device>, RuntimeError> {

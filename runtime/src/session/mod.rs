@@ -29,6 +29,7 @@ mod rank;
 mod transfer;
 
 pub use crate::device::attached::StepReport;
+pub(crate) use bindings::output_name;
 pub use name::InputName;
 pub use options::{Backend, Fault, FaultKind, LaunchOptions};
 pub(crate) use transfer::each_rank;
@@ -54,9 +55,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tpc_ir::InputKind;
-use tpc_ir::program::{Buffer, RankProgram};
+use tpc_ir::program::{Buffer, End, HeldBox, RankProgram, RankPrograms};
 
-/// Maximum number of ranks of a session.
+/// Maximum number of ranks that one process runs as threads.
 pub const MAX_RANKS: usize = 64;
 
 /// Launched rank programs that can be stepped.
@@ -89,25 +90,54 @@ struct Launched {
     complete: bool,
 }
 
-/// Checks that these are the programs of all ranks of one mesh.
-fn check(programs: &[RankProgram]) -> Result<(), RuntimeError> {
-    let count = programs.len();
-    if count == 0 || count > MAX_RANKS {
-        return Err(RuntimeError::Launch(format!("{count} ranks; a session runs 1 to {MAX_RANKS}")));
-    }
-    for (i, p) in programs.iter().enumerate() {
-        if p.rank != i {
-            return Err(RuntimeError::Launch(format!("program {i} belongs to rank {}", p.rank)));
+/// Checks that these are the programs of consecutive ranks of one mesh.
+fn check(programs: &RankPrograms) -> Result<(), RuntimeError> {
+    let refused = |reason: String| Err(RuntimeError::Launch(reason));
+    let ranks = programs.ranks();
+    let Some(first) = programs.first() else { return refused("there is no program to run".into()) };
+    let start = if programs.is_complete() { 0 } else { first.rank };
+    for (position, p) in programs.iter().enumerate() {
+        let rank = p.rank;
+        if rank != start + position {
+            return refused(format!("program {position} belongs to rank {rank}"));
         }
-        if p.mesh.ranks() != count {
-            let ranks = p.mesh.ranks();
-            return Err(RuntimeError::Launch(format!("{count} programs for {} with {ranks} ranks", p.mesh)));
+        if p.mesh != first.mesh {
+            return refused(format!(
+                "rank {rank} has a program for {}, but rank {start} has one for {}",
+                p.mesh, first.mesh
+            ));
+        }
+        if p.mesh.ranks() != ranks {
+            return refused(format!("{ranks} programs for {} with {} ranks", p.mesh, p.mesh.ranks()));
         }
         let names = |p: &RankProgram| p.inputs.iter().map(|i| (i.kind, i.name.clone())).collect::<Vec<_>>();
         let kinds = |p: &RankProgram| p.outputs.iter().map(|o| o.kind.clone()).collect::<Vec<_>>();
-        if names(p) != names(&programs[0]) || kinds(p) != kinds(&programs[0]) {
-            return Err(RuntimeError::Launch(format!("rank {i} has different inputs or outputs than rank 0")));
+        if names(p) != names(first) || kinds(p) != kinds(first) {
+            return refused(format!("rank {rank} has different inputs or outputs than rank {}", first.rank));
         }
+    }
+    Ok(())
+}
+
+/// A world of one process, which runs all ranks.
+fn alone(programs: &RankPrograms) -> Result<Arc<Local>, RuntimeError> {
+    check_local(programs, &(0..programs.ranks()))?;
+    Local::alone(programs.ranks())
+}
+
+/// Checks that a process can run these ranks and has their programs.
+fn check_local(programs: &RankPrograms, local: &Range<usize>) -> Result<(), RuntimeError> {
+    let refused = |reason: String| Err(RuntimeError::Launch(reason));
+    if local.len() > MAX_RANKS {
+        let ranks = local.len();
+        return refused(format!(
+            "{ranks} ranks, but one process can run at most {MAX_RANKS} as threads: start one process per rank \
+             (`tpc launch`, `mpirun`, `srun`)"
+        ));
+    }
+    let held = programs.held();
+    if local.start < held.start || local.end > held.end {
+        return refused(format!("this process runs the ranks {local:?} and has the programs of the ranks {held:?}"));
     }
     Ok(())
 }
@@ -132,26 +162,36 @@ fn check_beside(a: &RankProgram, b: &RankProgram) -> Result<(), RuntimeError> {
     Ok(())
 }
 
+impl Launched {
+    /// Checks that other programs of the same ranks may be executed in turn with these.
+    fn check_beside(&self, programs: &RankPrograms) -> Result<(), RuntimeError> {
+        let mut pairs = self.shared.programs.iter().filter_map(|mine| Some((mine, programs.get(mine.rank)?)));
+        pairs.try_for_each(|(mine, other)| check_beside(mine, other))
+    }
+}
+
 impl Session {
     /// Starts a thread for every rank of this process, which prepares its program. Before that, all processes compare
-    /// their programs.
+    /// their programs. The programs are at least those of the ranks of this process.
     ///
     /// # Errors
     /// Programs that do not fit together or cannot be loaded; too little memory; processes that run other programs, do
     /// not respond, or whose number is not that of the ranks.
-    pub fn launch(programs: Vec<RankProgram>, options: LaunchOptions) -> Result<Session, RuntimeError> {
+    pub fn launch(programs: impl Into<RankPrograms>, options: LaunchOptions) -> Result<Session, RuntimeError> {
+        let programs = Arc::new(programs.into());
         check(&programs)?;
-        let programs: Arc<[RankProgram]> = programs.into();
         let processes = match &options.processes {
             Some(processes) => processes.clone(),
-            None => Local::alone(programs.len())?,
+            None => alone(&programs)?,
         };
-        let local = processes.local(programs.len())?;
-        fingerprint::compare(&*processes, &programs, options.deadline)?;
+        let local = processes.local(programs.ranks())?;
+        check_local(&programs, &local)?;
+        fingerprint::compare(&*processes, &programs, &local, options.deadline)?;
         let engine = match options.backend {
             Backend::Cpu => Engine::Threads(processes.open(programs.clone(), local.clone(), options.deadline)?),
             Backend::Cuda => {
-                Engine::Device(Attached::new(attached::cuda(&programs, local.clone(), &processes, &options)?))
+                let mine = programs.of_ranks(local.clone());
+                Engine::Device(Attached::new(attached::cuda(mine, local.start, &processes, &options)?))
             }
         };
         Session::launch_on(programs, processes, local, engine, options)
@@ -162,10 +202,10 @@ impl Session {
     /// # Errors
     /// Programs that do not fit together.
     pub fn on(device: Box<dyn Device>, options: LaunchOptions) -> Result<Session, RuntimeError> {
-        let programs: Arc<[RankProgram]> = device.programs().into();
+        let programs = Arc::new(RankPrograms::from(device.programs().to_vec()));
         check(&programs)?;
-        let processes = Local::alone(programs.len())?;
-        let local = processes.local(programs.len())?;
+        let processes = alone(&programs)?;
+        let local = 0..programs.ranks();
         Session::launch_on(programs, processes, local, Engine::Device(Attached::new(device)), options)
     }
 
@@ -177,12 +217,12 @@ impl Session {
     /// # Errors
     /// The errors of [`Session::launch`]; a program that overwrites values that another one keeps. After an error during
     /// loading, the session can only be read and not be stepped any more.
-    pub fn add(&mut self, programs: Vec<RankProgram>) -> Result<ProgramId, RuntimeError> {
+    pub fn add(&mut self, programs: impl Into<RankPrograms>) -> Result<ProgramId, RuntimeError> {
+        let programs = programs.into();
         self.check_usable()?;
-        check(&programs)?;
-        for launched in &self.programs {
-            launched.shared.programs.iter().zip(&programs).try_for_each(|(old, new)| check_beside(old, new))?;
-        }
+        let fits =
+            self.check_like(&programs).and_then(|()| self.programs.iter().try_for_each(|p| p.check_beside(&programs)));
+        self.all_fit(fits)?;
         let id = ProgramId(self.programs.len());
         let launched = self.over_these_arenas(id, programs)?;
         for other in &self.programs {
@@ -222,7 +262,7 @@ impl Session {
         let Launched { shared, .. } = &self.programs[id.0];
         if let (Engine::Device(device), true) = (&shared.engine, id != self.on_device) {
             self.check_usable()?;
-            let loaded = device.switch_to(&shared.programs[shared.local.clone()]);
+            let loaded = device.switch_to(shared.programs.of_ranks(shared.local.clone()));
             loaded.inspect_err(|e| _ = self.failed.get_or_insert(e.to_string()))?;
         }
         (self.selected, self.on_device) = (id, id);
@@ -234,9 +274,9 @@ impl Session {
     ///
     /// # Errors
     /// The errors of [`Session::add`]; programs whose inputs differ.
-    pub fn switch_to(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
+    pub fn switch_to(&mut self, programs: impl Into<RankPrograms>) -> Result<(), RuntimeError> {
         let id = self.selected;
-        let replaced = self.in_place_of_selected(programs);
+        let replaced = self.in_place_of_selected(programs.into());
         let next = replaced.inspect_err(|e| _ = self.failed.get_or_insert(e.to_string()))?;
         for (old, new) in self.programs[id.0].loaded.iter().zip(&next.loaded) {
             old.written.iter().zip(&new.written).for_each(|(old, new)| new.share(old));
@@ -246,34 +286,55 @@ impl Session {
         Ok(())
     }
 
-    fn in_place_of_selected(&mut self, programs: Vec<RankProgram>) -> Result<Launched, RuntimeError> {
+    fn in_place_of_selected(&mut self, programs: RankPrograms) -> Result<Launched, RuntimeError> {
         self.check_usable()?;
-        check(&programs)?;
-        for (old, new) in self.shared().programs.iter().zip(&programs) {
+        self.all_fit(self.check_replacing(&programs))?;
+        self.over_these_arenas(self.selected, programs)
+    }
+
+    /// Checks that programs can replace the selected ones.
+    fn check_replacing(&self, programs: &RankPrograms) -> Result<(), RuntimeError> {
+        self.check_like(programs)?;
+        for (old, new) in self.local_ranks().map(|rank| (self.program(rank), &programs[rank])) {
             let same = old.inputs == new.inputs && old.inputs.iter().all(|i| old.bytes_of(i) == new.bytes_of(i));
             if !same {
                 let reason = "a program that replaces another must have the same inputs at the same places";
                 return Err(RuntimeError::Launch(reason.into()));
             }
         }
-        let id = self.selected;
-        for (_, other) in self.programs.iter().enumerate().filter(|(at, _)| *at != id.0) {
-            other.shared.programs.iter().zip(&programs).try_for_each(|(old, new)| check_beside(old, new))?;
+        let others = self.programs.iter().enumerate().filter(|(at, _)| *at != self.selected.0);
+        others.map(|(_, other)| other).try_for_each(|other| other.check_beside(programs))
+    }
+
+    /// Waits until all processes have checked the programs of their ranks.
+    ///
+    /// # Errors
+    /// The error of this process, otherwise that of another one.
+    fn all_fit(&self, mine: Result<(), RuntimeError>) -> Result<(), RuntimeError> {
+        together(&**self.processes(), "launch: check programs", mine, self.deadline())
+    }
+
+    /// Checks that programs are of the ranks of this session.
+    fn check_like(&self, programs: &RankPrograms) -> Result<(), RuntimeError> {
+        check(programs)?;
+        if programs.ranks() != self.ranks() {
+            let reason = format!("programs of {} ranks in a session of {}", programs.ranks(), self.ranks());
+            return Err(RuntimeError::Launch(reason));
         }
-        self.over_these_arenas(id, programs)
+        check_local(programs, &self.local_ranks())
     }
 
     /// Loads programs over the arenas of the session.
-    fn over_these_arenas(&mut self, id: ProgramId, programs: Vec<RankProgram>) -> Result<Launched, RuntimeError> {
-        let (programs, options): (Arc<[RankProgram]>, _) = (programs.into(), self.shared().options.clone());
+    fn over_these_arenas(&mut self, id: ProgramId, programs: RankPrograms) -> Result<Launched, RuntimeError> {
+        let (programs, options) = (Arc::new(programs), self.shared().options.clone());
         let (processes, local) = (self.shared().processes.clone(), self.shared().local.clone());
-        fingerprint::compare(&*processes, &programs, options.deadline)?;
+        fingerprint::compare(&*processes, &programs, &local, options.deadline)?;
         let engine = match &self.shared().engine {
             Engine::Threads(world) => {
                 Engine::Threads(world.switch_to(programs.clone(), local.clone(), options.deadline)?)
             }
             Engine::Device(device) => {
-                device.switch_to(&programs[local.clone()])?;
+                device.switch_to(programs.of_ranks(local.clone()))?;
                 Engine::Device(device.clone())
             }
         };
@@ -283,14 +344,14 @@ impl Session {
     }
 
     fn launch_on(
-        programs: Arc<[RankProgram]>,
+        programs: Arc<RankPrograms>,
         processes: Arc<dyn Processes>,
         local: Range<usize>,
         engine: Engine,
         options: LaunchOptions,
     ) -> Result<Session, RuntimeError> {
         let cores = core_affinity::get_core_ids().unwrap_or_default();
-        let pin = options.pin && programs.len() <= cores.len();
+        let pin = options.pin && programs.ranks() <= cores.len();
         let id = ProgramId(0);
         let mut session = Session {
             programs: Vec::new(),
@@ -347,21 +408,21 @@ impl Session {
         &self.launched().loaded
     }
 
-    /// The programs of all ranks, for every program of the session in the order in which they were added.
-    pub fn programs(&self) -> impl Iterator<Item = &[RankProgram]> {
+    /// The rank programs of every program of the session, in the order in which they were added.
+    pub fn programs(&self) -> impl Iterator<Item = &RankPrograms> {
         self.programs.iter().map(|p| &*p.shared.programs)
     }
 
     /// Whether an input of the selected program was written on all ranks of this process, by this program or one that
     /// shares the input.
     pub fn is_written<'a>(&self, name: impl Into<InputName<'a>>) -> bool {
-        let input = name.into().find(&self.program(0).inputs);
+        let input = name.into().find(&self.interface().inputs);
         input.is_ok_and(|input| self.loaded().iter().all(|rank| rank.written[input].is_set()))
     }
 
     /// Number of ranks.
     pub fn ranks(&self) -> usize {
-        self.shared().programs.len()
+        self.shared().programs.ranks()
     }
 
     /// The ranks that this process runs: all of them, if it is the only process.
@@ -379,9 +440,23 @@ impl Session {
         self.shared().options.deadline
     }
 
-    /// The program of a rank.
+    /// The program of a rank of this process.
+    ///
+    /// # Panics
+    /// If another process runs the rank and this one does not have its program.
     pub fn program(&self, rank: usize) -> &RankProgram {
         &self.shared().programs[rank]
+    }
+
+    /// The program of the first rank of this process. The programs of all ranks have the same inputs and outputs: their
+    /// names, kinds, element types and global shapes.
+    pub fn interface(&self) -> &RankProgram {
+        self.program(self.shared().local.start)
+    }
+
+    /// The box that any rank holds of an input or an output.
+    pub(crate) fn held_box(&self, end: End, rank: usize) -> HeldBox {
+        self.shared().programs.held_box(end, rank)
     }
 
     /// The state of a rank of this process.
@@ -390,10 +465,12 @@ impl Session {
         Some((self.loaded().get(at)?, self.shared().ranks.get(at)?))
     }
 
-    /// Bytes of a rank's arena: exactly what its programs need.
+    /// Bytes of a rank's arena: exactly what its programs need. 0 for a rank of another process whose program this one does
+    /// not have.
     pub fn allocated_bytes(&self, rank: usize) -> usize {
         let arena = self.local(rank).and_then(|(loaded, _)| loaded.arena.as_ref());
-        arena.map_or(self.program(rank).arena_bytes, |arena| arena.allocated_bytes())
+        let planned = || self.shared().programs.get(rank).map_or(0, |program| program.arena_bytes);
+        arena.map_or_else(planned, |arena| arena.allocated_bytes())
     }
 
     /// Bytes that a rank's kernels use in addition to the arena: tiles of fused loops, packed blocks of products. 0 for
@@ -461,7 +538,7 @@ impl Session {
 
     /// The first parameter or tensor of the batch that was never written, or only on some ranks of this process.
     pub fn unwritten(&self) -> Option<&str> {
-        let inputs = self.program(0).inputs.iter().enumerate();
+        let inputs = self.interface().inputs.iter().enumerate();
         let mut needed = inputs.filter(|(_, i)| matches!(i.kind, InputKind::Parameter | InputKind::Data));
         let is_empty = |rank: usize, input: usize| self.program(rank).inputs[input].binding.view.elements() == 0;
         let written = |input: usize| {

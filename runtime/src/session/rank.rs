@@ -17,7 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
-use tpc_ir::program::RankProgram;
+use tpc_ir::program::RankPrograms;
 
 /// A command to the ranks of this process.
 #[derive(Clone)]
@@ -86,8 +86,8 @@ pub(super) struct Shared {
     pub(super) epoch: Instant,
     pub(super) clock: Clock,
     pub(super) options: LaunchOptions,
-    /// For all ranks.
-    pub(super) programs: Arc<[RankProgram]>,
+    /// For the ranks of this process at least.
+    pub(super) programs: Arc<RankPrograms>,
     pub(super) processes: Arc<dyn Processes>,
     pub(super) engine: Engine,
     /// The ranks of this process.
@@ -107,7 +107,7 @@ pub(super) enum Engine {
 
 impl Shared {
     pub(super) fn new(
-        programs: Arc<[RankProgram]>,
+        programs: Arc<RankPrograms>,
         processes: Arc<dyn Processes>,
         local: Range<usize>,
         engine: Engine,

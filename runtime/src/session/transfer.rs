@@ -15,7 +15,7 @@ use crate::error::RuntimeError;
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::ops::Range;
-use tpc_ir::program::{Binding, RankProgram};
+use tpc_ir::program::{Binding, End, RankProgram};
 use tpc_ir::{InputKind, OutputKind};
 
 /// Fills the dense bytes of a box.
@@ -25,11 +25,11 @@ pub type BoxWriter<'a> = dyn FnMut(&BoxRequest, &[u8]) -> Result<(), String> + '
 
 impl Session {
     fn input(&self, name: InputName<'_>) -> Result<usize, RuntimeError> {
-        name.find(&self.program(0).inputs)
+        name.find(&self.interface().inputs)
     }
 
     fn output(&self, kind: &OutputKind) -> Result<usize, RuntimeError> {
-        let outputs = &self.program(0).outputs;
+        let outputs = &self.interface().outputs;
         outputs.iter().position(|o| o.kind == *kind).ok_or_else(|| RuntimeError::Unknown {
             what: "output",
             name: output_name(kind),
@@ -129,7 +129,7 @@ impl Session {
     pub fn write_bytes<'a>(&mut self, name: impl Into<InputName<'a>>, data: &[u8]) -> Result<(), RuntimeError> {
         let name = name.into();
         let (input, name) = (self.input(name)?, name.name);
-        let binding = &self.program(0).inputs[input].binding;
+        let binding = &self.interface().inputs[input].binding;
         let dtype = binding.view.dtype;
         let expected = binding.global.iter().product::<usize>() * dtype.bytes();
         if data.len() != expected {
@@ -137,7 +137,7 @@ impl Session {
             return Err(RuntimeError::Size { name: name.into(), expected, given: data.len(), shape });
         }
         // Scalars and seeds follow from values that the caller declares to be equal.
-        let of_step = matches!(self.program(0).inputs[input].kind, InputKind::Scalar | InputKind::Seed);
+        let of_step = matches!(self.interface().inputs[input].kind, InputKind::Scalar | InputKind::Seed);
         if self.processes().count() > 1 && !of_step {
             self.must_agree(&format!("the digest of input `{name}`"), Digest::of(data));
         }
@@ -158,7 +158,7 @@ impl Session {
     /// No such input, or the wrong number of elements.
     pub fn write_f64<'a>(&mut self, name: impl Into<InputName<'a>>, data: &[f64]) -> Result<(), RuntimeError> {
         let name = name.into();
-        let dtype = self.program(0).inputs[self.input(name)?].binding.view.dtype;
+        let dtype = self.interface().inputs[self.input(name)?].binding.view.dtype;
         self.write_bytes(name, &element::encode(dtype, data))
     }
 
@@ -214,50 +214,52 @@ impl Session {
         Ok((mine, all))
     }
 
+    /// The type of an input or output and its global shape, apart from where a rank has it.
+    fn global(&self, end: End) -> &Binding {
+        self.interface().binding(end)
+    }
+
+    /// Where a rank of this process has an input or output.
+    fn binding(&self, rank: usize, end: End) -> &Binding {
+        self.program(rank).binding(end)
+    }
+
     /// Assembles any elements of a tensor from the boxes of all ranks, densely into `into`. If several ranks hold equal
     /// boxes, one is taken.
-    fn gather<'a>(
-        &self,
-        name: &str,
-        binding: impl Fn(usize) -> &'a Binding,
-        wanted: &Runs,
-        into: &mut [u8],
-    ) -> Result<(), RuntimeError> {
-        let size = binding(0).view.dtype.bytes();
+    fn gather(&self, name: &str, end: End, wanted: &Runs, into: &mut [u8]) -> Result<(), RuntimeError> {
+        let global = self.global(end);
+        let size = global.view.dtype.bytes();
         let total = wanted.elements();
         // The first rank with each box; every process finds the same ones, except for tensors that every rank has.
-        let key = |rank: usize| (&binding(rank).start[..], &binding(rank).view.shape[..]);
-        let mut owners: Vec<usize> = Vec::new();
-        for rank in 0..self.ranks() {
-            if binding(rank).view.elements() > 0 && !owners.iter().any(|&owner| key(owner) == key(rank)) {
-                owners.push(rank);
-            }
-        }
+        let mut owners = self.shared().programs.boxes(end);
         let local = self.local_ranks();
-        let is_everywhere = (0..self.ranks()).all(|rank| key(rank) == key(0));
+        let is_everywhere = owners.len() == 1;
+        owners.retain(|(_, held)| held.elements() > 0);
         if is_everywhere {
-            owners = vec![local.start];
+            owners.iter_mut().for_each(|(owner, _)| *owner = local.start);
         }
         let mut messages = Vec::new();
         if total > 0 && !is_everywhere && self.processes().count() > 1 {
             let mut mine = Vec::new();
-            for &owner in owners.iter().filter(|owner| local.contains(owner)) {
-                self.show_held(owner, binding(owner), wanted, &mut |bytes, _| mine.extend_from_slice(bytes))?;
+            for &(owner, _) in owners.iter().filter(|(owner, _)| local.contains(owner)) {
+                let binding = self.binding(owner, end);
+                self.show_held(owner, binding, wanted, &mut |bytes, _| mine.extend_from_slice(bytes))?;
             }
             messages = self.processes().exchange(&format!("read {name}"), &mine, self.deadline())?;
         }
         let mut taken = vec![0; messages.len()];
         let mut held = 0;
-        for &owner in &owners {
+        for (owner, of_owner) in owners {
             if local.contains(&owner) {
-                self.show_held(owner, binding(owner), wanted, &mut |bytes, b| {
+                self.show_held(owner, self.binding(owner, end), wanted, &mut |bytes, b| {
                     into[b * size..b * size + bytes.len()].copy_from_slice(bytes);
                     held += bytes.len() / size;
                 })?;
             } else if total > 0 {
                 let process = self.process_of(owner);
                 let (message, taken) = (&messages[process], &mut taken[process]);
-                meet_all(BoxRequest::of(binding(owner)).element_runs(), wanted.clone(), &mut |_, b, n| {
+                let runs = BoxRequest::at(global, of_owner).element_runs();
+                meet_all(runs, wanted.clone(), &mut |_, b, n| {
                     into[b * size..(b + n) * size].copy_from_slice(&message[*taken..*taken + n * size]);
                     *taken += n * size;
                     held += n;
@@ -272,10 +274,11 @@ impl Session {
         rank / self.local_ranks().len()
     }
 
-    fn whole<'a>(&self, name: &str, binding: impl Fn(usize) -> &'a Binding) -> Result<Vec<u8>, RuntimeError> {
-        let total: usize = binding(0).global.iter().product();
-        let mut whole = vec![0; total * binding(0).view.dtype.bytes()];
-        self.gather(name, binding, &Runs::range(0, total), &mut whole)?;
+    fn whole(&self, name: &str, end: End) -> Result<Vec<u8>, RuntimeError> {
+        let Binding { global, view, .. } = self.global(end);
+        let total: usize = global.iter().product();
+        let mut whole = vec![0; total * view.dtype.bytes()];
+        self.gather(name, end, &Runs::range(0, total), &mut whole)?;
         Ok(whole)
     }
 
@@ -286,7 +289,7 @@ impl Session {
     /// No such output, or boxes that do not cover the whole tensor; a process that does not respond.
     pub fn read(&self, kind: &OutputKind) -> Result<Vec<u8>, RuntimeError> {
         let output = self.output(kind)?;
-        self.whole(&output_name(kind), |rank| &self.program(rank).outputs[output].binding)
+        self.whole(&output_name(kind), End::Output(output))
     }
 
     /// [`Session::read`] as floats.
@@ -295,7 +298,7 @@ impl Session {
     /// The errors of [`Session::read`].
     pub fn read_f64(&self, kind: &OutputKind) -> Result<Vec<f64>, RuntimeError> {
         let output = self.output(kind)?;
-        Ok(element::decode(self.program(0).outputs[output].binding.view.dtype, &self.read(kind)?))
+        Ok(element::decode(self.interface().outputs[output].binding.view.dtype, &self.read(kind)?))
     }
 
     /// Reads the current contents of an input, for example a parameter after some steps.
@@ -305,7 +308,7 @@ impl Session {
     pub fn read_input<'a>(&self, name: impl Into<InputName<'a>>) -> Result<Vec<u8>, RuntimeError> {
         let name = name.into();
         let (input, name) = (self.input(name)?, name.name);
-        self.whole(name, |rank| &self.program(rank).inputs[input].binding)
+        self.whole(name, End::Input(input))
     }
 
     /// [`Session::read_input`] as floats.
@@ -315,7 +318,7 @@ impl Session {
     pub fn read_input_f64<'a>(&self, name: impl Into<InputName<'a>>) -> Result<Vec<f64>, RuntimeError> {
         let name = name.into();
         let input = self.input(name)?;
-        Ok(element::decode(self.program(0).inputs[input].binding.view.dtype, &self.read_input(name)?))
+        Ok(element::decode(self.interface().inputs[input].binding.view.dtype, &self.read_input(name)?))
     }
 
     /// Reads consecutive elements of an input's current contents, in row-major order of the whole tensor, so that a
@@ -346,20 +349,20 @@ impl Session {
     ) -> Result<(), RuntimeError> {
         let name = name.into();
         let (input, name) = (self.input(name)?, name.name);
-        let binding = |rank: usize| &self.program(rank).inputs[input].binding;
-        let size = binding(0).view.dtype.bytes();
+        let dtype = self.global(End::Input(input)).view.dtype;
         let total = wanted.elements();
-        if into.len() != total * size {
-            let shape = format!("{}[{total}]", binding(0).view.dtype);
-            return Err(RuntimeError::Size { name: name.into(), expected: total * size, given: into.len(), shape });
+        let expected = total * dtype.bytes();
+        if into.len() != expected {
+            let shape = format!("{dtype}[{total}]");
+            return Err(RuntimeError::Size { name: name.into(), expected, given: into.len(), shape });
         }
-        self.gather(name, binding, wanted, into)
+        self.gather(name, End::Input(input), wanted, into)
     }
 
     /// The bytes of one rank's box, on every process.
-    fn one_box(&self, name: &str, rank: usize, binding: &Binding) -> Result<Vec<u8>, RuntimeError> {
+    fn one_box(&self, name: &str, rank: usize, end: End) -> Result<Vec<u8>, RuntimeError> {
         let mine = match self.local_ranks().contains(&rank) {
-            true => self.box_of(rank, binding)?.1.to_vec(),
+            true => self.box_of(rank, self.binding(rank, end))?.1.to_vec(),
             false => Vec::new(),
         };
         if self.processes().count() == 1 {
@@ -375,7 +378,7 @@ impl Session {
     /// No such output; a process that does not respond.
     pub fn read_rank(&self, kind: &OutputKind, rank: usize) -> Result<Vec<u8>, RuntimeError> {
         let output = self.output(kind)?;
-        self.one_box(&output_name(kind), rank, &self.program(rank).outputs[output].binding)
+        self.one_box(&output_name(kind), rank, End::Output(output))
     }
 
     /// Passes one rank's box of an input to a saver, so that no process holds the whole tensor.
@@ -390,10 +393,13 @@ impl Session {
     ) -> Result<(), RuntimeError> {
         let name = name.into();
         let (input, name) = (self.input(name)?, name.name);
-        let binding = &self.program(rank).inputs[input].binding;
+        let end = End::Input(input);
         let written = match self.processes().count() {
-            1 => self.box_of(rank, binding).map(|(request, from)| writer(&request, &from))?,
-            _ => writer(&BoxRequest::of(binding), &self.one_box(name, rank, binding)?),
+            1 => self.box_of(rank, self.binding(rank, end)).map(|(request, from)| writer(&request, &from))?,
+            _ => {
+                let held = self.held_box(end, rank);
+                writer(&BoxRequest::at(self.global(end), held), &self.one_box(name, rank, end)?)
+            }
         };
         written.map_err(|reason| RuntimeError::Transfer { name: name.into(), rank, reason })
     }

@@ -12,14 +12,14 @@ use tpc_runtime::output::Output;
 /// The norm of all gradients before clipping, if gradients are clipped.
 pub(super) fn norm(session: &Session) -> Outcome<Option<f64>> {
     let kind = OutputKind::Result(GRAD_NORM.into());
-    let clipped = session.program(0).outputs.iter().any(|o| o.kind == kind);
+    let clipped = session.interface().outputs.iter().any(|o| o.kind == kind);
     Ok(if clipped { session.read_f64(&kind)?.first().copied() } else { None })
 }
 
 /// Writes the gradients of the latest step; of several processes, one has the output.
 pub(super) fn write_gradients(session: &Session, map: &WeightMap, output: Option<Output>) -> Outcome {
     let mut values: HashMap<String, Vec<f32>> = HashMap::new();
-    for output in &session.program(0).outputs {
+    for output in &session.interface().outputs {
         if let OutputKind::Gradient(name) = &output.kind {
             let gradient = session.read_f64(&output.kind)?.into_iter().map(|v| v as f32).collect();
             values.insert(name.to_string(), gradient);

@@ -9,11 +9,11 @@ use crate::feed::{check_memory, feed};
 use crate::models::{ModelConfig, ModelDir};
 use crate::pretrained::{load_weights, names};
 use crate::program::{CompileOptions, compile_inference_in};
-use crate::shared_session::{self, SessionPlacements, SharedSession};
+use crate::shared_session::{self, SessionPlacements, SharedSession, own_ranks};
 use crate::target;
+use crate::together::all_lowered;
 use burn::tensor::TensorData;
 use std::collections::HashMap;
-use tpc_ir::program::RankProgram;
 use tpc_ir::{InputKind, Mesh, OutputKind};
 use tpc_passes::options::Held;
 use tpc_passes::styles::Plan;
@@ -132,7 +132,9 @@ impl Generator {
         let names = names(config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let captured = capture(config, room, limits.chunk(), room.slots)?;
-        let program = compile_inference_in(&captured, mesh, plan, &options, &rename, &SharedSession::default())?;
+        let session = SharedSession { ranks: own_ranks(&launch, mesh), ..SharedSession::default() };
+        let program = compile_inference_in(&captured, mesh, plan, &options, &rename, &session);
+        let program = all_lowered(&launch, program)?;
         let placements = SessionPlacements::of(&program.stages.placed);
         let ranks = program.stages.ranks;
         check_memory(&ranks, &launch, |_| 0)?;
@@ -250,7 +252,7 @@ impl Generator {
             [(TOKENS, &run.tokens), (POSITIONS, &run.positions), (SLOTS, &run.slots), (FIRST, &run.first)]
         {
             // A model whose positions are relative to its keys does not read any.
-            if session.program(0).inputs.iter().any(|input| input.kind == InputKind::Data && input.name == name) {
+            if session.interface().inputs.iter().any(|input| input.kind == InputKind::Data && input.name == name) {
                 let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
                 session.write_bytes((InputKind::Data, name), &bytes)?;
             }
@@ -277,14 +279,15 @@ impl Generator {
         let names = names(&self.config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let captured = capture(&self.config, room, 1, seen)?;
-        let programs: Vec<&[RankProgram]> = self.session.programs().collect();
         let session = SharedSession {
             placements: Some(&self.placements),
             constants: self.constants.clone(),
-            programs,
+            programs: self.session.programs().collect(),
             aim: None,
+            ranks: own_ranks(&self.launch, &self.mesh),
         };
-        let program = compile_inference_in(&captured, &self.mesh, &self.plan, &self.options, &rename, &session)?;
+        let program = compile_inference_in(&captured, &self.mesh, &self.plan, &self.options, &rename, &session);
+        let program = all_lowered(&self.launch, program)?;
         let id = shared_session::add(&mut self.session, &self.launch, program.stages.ranks, &program.constants)?;
         self.constants = program.constants;
         self.decode.push((seen, id));
@@ -345,7 +348,7 @@ fn check(config: &ModelConfig, limits: &Limits) -> Result<(), GenerateError> {
 
 /// Fills the cache with zeros. Slots outside of a sequence are masked, but must not contain NaN.
 fn clear(session: &mut Session) -> Result<(), RuntimeError> {
-    let inputs = session.program(0).inputs.iter().enumerate();
+    let inputs = session.interface().inputs.iter().enumerate();
     let states: Vec<usize> = inputs.filter(|(_, i)| i.kind == InputKind::State).map(|(at, _)| at).collect();
     session.fill_ranks(&|rank| {
         states.iter().try_for_each(|state| {

@@ -238,7 +238,7 @@ pub(crate) fn load(session: &mut Session, map: &WeightMap, weights: &Weights, ca
 
 /// Positions and names of the parameters among a session's inputs.
 fn parameters(session: &Session) -> Vec<(usize, String)> {
-    let inputs = session.program(0).inputs.iter().enumerate();
+    let inputs = session.interface().inputs.iter().enumerate();
     inputs.filter(|(_, i)| i.kind == InputKind::Parameter).map(|(at, i)| (at, i.name.clone())).collect()
 }
 
@@ -357,7 +357,7 @@ fn draw(
     }
     for (input, name) in &all {
         if let Some(value) = given.get(name).filter(|_| wanted(name)) {
-            let dtype = session.program(0).inputs[*input].binding.view.dtype;
+            let dtype = session.interface().inputs[*input].binding.view.dtype;
             session.write_bytes((InputKind::Parameter, name.as_str()), &data::to_bytes(value, dtype))?;
         }
     }
@@ -538,7 +538,7 @@ pub fn condition(session: &Session, map: &WeightMap) -> Result<Condition, LoadEr
 }
 
 fn types(session: &Session) -> impl Iterator<Item = (&str, tpc_ir::DType)> {
-    session.program(0).inputs.iter().map(|i| (i.name.as_str(), i.binding.view.dtype))
+    session.interface().inputs.iter().map(|i| (i.name.as_str(), i.binding.view.dtype))
 }
 
 fn floats(dtype: tpc_ir::DType, bytes: &[u8]) -> Vec<f32> {

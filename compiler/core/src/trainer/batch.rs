@@ -87,7 +87,7 @@ fn ty(dtype: DType, shape: &[usize]) -> String {
 
 /// Writes the fields that the selected program reads.
 pub(super) fn write(session: &mut Session, batch: &BatchFields<'_>) -> Result<(), Error> {
-    let inputs = session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Data);
+    let inputs = session.interface().inputs.iter().filter(|i| i.kind == InputKind::Data);
     let inputs: Vec<_> = inputs.map(|i| (i.name.clone(), i.binding.view.dtype)).collect();
     for (name, dtype) in inputs {
         let Some(field) = batch.list.iter().find(|field| field.name == name) else { continue };

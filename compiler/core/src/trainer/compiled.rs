@@ -9,13 +9,14 @@ use crate::capture::{BatchData, BatchFields, OptimizerStates, Results, TrainingC
 use crate::error::Error;
 use crate::plans::{Workload, candidates, fastest, open_candidates};
 use crate::pretrained::initialize_with;
-use crate::program::{Stages, TrainingProgram, compile_training};
-use crate::shared_session::SessionPlacements;
+use crate::program::{Stages, TrainingProgram, compile_training_for};
+use crate::shared_session::{SessionPlacements, own_ranks};
+use crate::together::all_lowered;
 use burn::module::Module;
 use std::rc::Rc;
 use std::sync::Arc;
 use tpc_ir::ModulePath;
-use tpc_ir::program::RankProgram;
+use tpc_ir::program::RankPrograms;
 use tpc_passes::planner::PlacementSource;
 use tpc_passes::styles::Plan;
 
@@ -61,7 +62,9 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
             }
         }
         let Settings { mesh, plan, compile, .. } = &settings;
-        let program = compile_training(capture, mesh, plan, compile, &str::to_string)?;
+        let ranks = own_ranks(&settings.launch, mesh);
+        let program = compile_training_for(capture, mesh, plan, compile, &str::to_string, ranks);
+        let program = all_lowered(&settings.launch, program)?;
         let example = Example::of("the training step", &BatchFields::of(example));
         Ok(CompiledTrainer { source, record, results, aliases, states, program, rates, settings, example })
     }
@@ -71,7 +74,8 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
         &self.settings.plan
     }
 
-    /// Describes what a step computes, communicates and holds, as text.
+    /// Describes what a step computes, communicates and holds, as text. Of several processes, each describes the memory of its
+    /// own ranks.
     pub fn explain(&self) -> String {
         explain::step("a training step", &self.program.steady.ranks)
     }
@@ -81,8 +85,8 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
         &self.program.steady
     }
 
-    /// The program of each rank.
-    pub fn ranks(&self) -> &[RankProgram] {
+    /// The program of each rank, or of each rank of this process, if it is one of several.
+    pub fn ranks(&self) -> &RankPrograms {
         &self.program.steady.ranks
     }
 

@@ -2,13 +2,13 @@
 
 use std::fmt::Write as _;
 use tpc_ir::InputKind;
-use tpc_ir::program::{Collective, RankProgram};
+use tpc_ir::program::{Collective, RankPrograms};
 
-/// One line for each kind of collective with its reason, and the memory of the ranks.
-pub(super) fn step(what: &str, ranks: &[RankProgram]) -> String {
+/// One line for each kind of collective with its reason, and the memory of the ranks whose programs these are.
+pub(super) fn step(what: &str, ranks: &RankPrograms) -> String {
     let mut text = String::new();
     let Some(program) = ranks.first() else { return text };
-    let _ = writeln!(text, "{what} on {} ranks, {}", ranks.len(), program.mesh);
+    let _ = writeln!(text, "{what} on {} ranks, {}", ranks.ranks(), program.mesh);
     let mut kinds: Vec<(&Collective, usize)> = Vec::new();
     for collective in program.collectives() {
         let alike = |(other, _): &&mut (&Collective, usize)| kind(other) == kind(collective);
@@ -30,7 +30,7 @@ pub(super) fn step(what: &str, ranks: &[RankProgram]) -> String {
         };
     }
     let sent: f64 = program.collectives().map(Collective::wire_bytes).sum();
-    let _ = writeln!(text, "  sent by rank 0: {}", size(sent));
+    let _ = writeln!(text, "  sent by rank {}: {}", program.rank, size(sent));
     for program in ranks {
         let held = |kind| {
             let inputs = program.inputs.iter().filter(|input| input.kind == kind);

@@ -32,7 +32,7 @@ pub(super) fn load<M: Module>(
 
 /// The parameters of a session's program.
 pub(super) fn parameters(session: &Session) -> impl Iterator<Item = &InputBinding> {
-    session.program(0).inputs.iter().filter(|input| input.kind == InputKind::Parameter)
+    session.interface().inputs.iter().filter(|input| input.kind == InputKind::Parameter)
 }
 
 /// The path of a parameter in the program.

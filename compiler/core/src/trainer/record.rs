@@ -107,7 +107,7 @@ pub(super) fn read(
 
 /// The state inputs of the training step: their element types and whole shapes.
 fn held(training: &mut TrainingSession) -> HashMap<String, (DType, Vec<usize>)> {
-    let inputs = training.session().program(0).inputs.iter().filter(|input| input.kind == InputKind::State);
+    let inputs = training.session().interface().inputs.iter().filter(|input| input.kind == InputKind::State);
     inputs.map(|input| (input.name.clone(), (input.binding.view.dtype, input.binding.layout.clone()))).collect()
 }
 

@@ -10,7 +10,8 @@ use crate::data;
 use crate::error::Error;
 use crate::feed::{seed_bytes, write_seed};
 use crate::program::{CompileOptions, TrainingSession, Which, compile_inference_in, compile_step_in};
-use crate::shared_session::{self, SessionPlacements, SharedSession};
+use crate::shared_session::{self, SessionPlacements, SharedSession, own_ranks};
+use crate::together::all_lowered;
 use burn::module::Module;
 use burn::optim::OptimizerRecord;
 use burn::tensor::{Device, TensorData};
@@ -18,7 +19,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tpc_ir::program::RankProgram;
+use tpc_ir::program::RankPrograms;
 use tpc_ir::{ModulePath, OutputKind};
 use tpc_runtime::{ProgramId, Session};
 
@@ -143,7 +144,8 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         // Fewer rows than micro-batches: one row in each.
         options.step.micro_batches = options.step.micro_batches.min(Example::rows(&shapes).unwrap_or(1));
         let session = self.family.shared(&self.training);
-        let (stages, constants) = compile_step_in(&capture, which, mesh, plan, &options, &session)?;
+        let compiled = compile_step_in(&capture, which, mesh, plan, &options, &session);
+        let (stages, constants) = all_lowered(&self.family.settings.launch, compiled)?;
         let program = self.family.add(&mut self.training, stages.ranks, constants)?;
         self.smaller.push((shapes, which, program));
         Ok(program)
@@ -210,11 +212,12 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         Ok(S::restore(&evaluation.results.form, &mut ResultValues::new(values, device(&fields))))
     }
 
-    fn add_evaluation(&mut self, captured: &Captured) -> Result<(ProgramId, Vec<RankProgram>), Error> {
+    fn add_evaluation(&mut self, captured: &Captured) -> Result<(ProgramId, RankPrograms), Error> {
         let Settings { mesh, plan, compile, .. } = &self.family.settings;
         let options = CompileOptions { seed: self.training.seed(), ..compile.clone() };
         let session = self.family.shared(&self.training);
-        let program = compile_inference_in(captured, mesh, plan, &options, &str::to_string, &session)?;
+        let program = compile_inference_in(captured, mesh, plan, &options, &str::to_string, &session);
+        let program = all_lowered(&self.family.settings.launch, program)?;
         let ranks = program.stages.ranks;
         Ok((self.family.add(&mut self.training, ranks.clone(), program.constants)?, ranks))
     }
@@ -345,6 +348,7 @@ impl<M> Family<M> {
             constants: self.constants.clone(),
             programs: training.programs(),
             aim: None,
+            ranks: own_ranks(&self.settings.launch, &self.settings.mesh),
         }
     }
 
@@ -352,7 +356,7 @@ impl<M> Family<M> {
     fn add(
         &mut self,
         training: &mut TrainingSession,
-        ranks: Vec<RankProgram>,
+        ranks: RankPrograms,
         constants: HashMap<String, TensorData>,
     ) -> Result<ProgramId, Error> {
         let program = shared_session::add(training.session(), &self.settings.launch, ranks, &constants)?;
@@ -363,7 +367,7 @@ impl<M> Family<M> {
 
 /// Reads whole outputs of the selected program.
 fn read(session: &Session, names: &[String]) -> Result<Vec<TensorData>, Error> {
-    let outputs = &session.program(0).outputs;
+    let outputs = &session.interface().outputs;
     let read = |name: &String| {
         let kind = OutputKind::Result(name.clone());
         let bytes = session.read(&kind)?;

@@ -9,7 +9,7 @@ fn mib(bytes: f64) -> f64 {
 
 /// Prints the counters of rank 0's communicator. The first step has a separate program; the others share one.
 pub fn print_collectives(session: &Session, steps: u64) {
-    let predicted = session.program(0).collectives().count() as u64;
+    let predicted = session.interface().collectives().count() as u64;
     let (mut executed, mut bytes) = (0, 0.0);
     println!("\nCollectives of rank 0 in one step, as executed:");
     println!(
@@ -65,7 +65,7 @@ pub fn print_memory(session: &Session) {
             [parameters, state, session.allocated_bytes(rank), session.scratch_bytes(rank)].map(|b| mib(b as f64));
         println!("{rank:>4}{:>12.2}{:>12.2}{:>12.2}{:>12.2}", row[0], row[1], row[2], row[3]);
     }
-    let (_, global, whole) = held(session.program(0), InputKind::Parameter);
+    let (_, global, whole) = held(session.interface(), InputKind::Parameter);
     // Training and validation alternate in one arena, which has the larger of the two sizes.
     let predicted = |rank: usize| session.programs().map(|ranks| ranks[rank].arena_bytes).max();
     let exact = (0..session.ranks()).all(|rank| predicted(rank) == Some(session.allocated_bytes(rank)));

@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use tpc_ir::program::RankProgram;
+use tpc_ir::program::RankPrograms;
 
 /// The CPU time that an explicit progress report counts for, which is more than any deadline requires.
 const EXPLICIT_REPORT: u64 = 1 << 32;
@@ -98,7 +98,7 @@ impl Processes for Mpi {
 
     fn open(
         &self,
-        programs: Arc<[RankProgram]>,
+        programs: Arc<RankPrograms>,
         local: Range<usize>,
         deadline: Duration,
     ) -> Result<Arc<dyn Communicators>, RuntimeError> {

@@ -13,14 +13,14 @@ use crate::comm::processes::agree;
 use crate::comm::reduce::{self, Combine};
 use crate::comm::shared_memory::{Growth, Region};
 use crate::comm::world::{DEPTH, grown, out_of_memory};
-use crate::comm::{CollectiveId, Communicator, Communicators, check, describe, fingerprint};
+use crate::comm::{CollectiveId, Communicator, Communicators, check, collective, describe, fingerprint, groups};
 use crate::device::cpu::arena::Arena;
 use crate::error::RuntimeError;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tpc_ir::program::{ALIGNMENT, Collective, CollectiveKind, RankProgram};
+use tpc_ir::program::{ALIGNMENT, Collective, CollectiveKind, RankPrograms};
 
 /// The number of tags. The standard guarantees fewer, but the libraries in use support more.
 const TAGS: usize = 1 << 21;
@@ -38,7 +38,7 @@ type Header = [u64; 4];
 pub(super) struct World {
     mpi: Arc<Mpi>,
     arena: Arc<Arena>,
-    programs: Arc<[RankProgram]>,
+    programs: Arc<RankPrograms>,
     groups: Vec<Vec<usize>>,
     session: u64,
     deadline: Duration,
@@ -52,15 +52,10 @@ impl World {
     pub(super) fn new(
         mpi: Arc<Mpi>,
         arena: Arc<Arena>,
-        programs: Arc<[RankProgram]>,
+        programs: Arc<RankPrograms>,
         deadline: Duration,
     ) -> Result<Self, RuntimeError> {
-        let mut groups: Vec<Vec<usize>> = Vec::new();
-        for collective in programs.iter().flat_map(RankProgram::collectives) {
-            if !groups.contains(&collective.group) {
-                groups.push(collective.group.clone());
-            }
-        }
+        let groups = groups(&programs);
         if groups.len() * DEPTH * KINDS > TAGS {
             return Err(RuntimeError::Launch(format!("MPI has too few tags for {} groups of ranks", groups.len())));
         }
@@ -95,7 +90,7 @@ impl Communicators for World {
 
     fn switch_to(
         &self,
-        programs: Arc<[RankProgram]>,
+        programs: Arc<RankPrograms>,
         local: Range<usize>,
         deadline: Duration,
     ) -> Result<Arc<dyn Communicators>, RuntimeError> {
@@ -302,12 +297,12 @@ impl Ranks {
             if !job.requests.is_finished(request) {
                 all = false;
             } else if job.headers[q][..3] != header[..3] {
-                let [_, session, sequence, index] = job.headers[q];
+                let [announced, session, sequence, index] = job.headers[q];
                 let theirs = match session == self.world.session {
                     true => {
-                        let collective = self.world.programs[peer].collectives().nth(index as usize);
+                        let collective = collective(&self.world.programs, peer, index as usize, announced);
                         let name = collective.map_or_else(|| "another operation".into(), describe);
-                        match header[0] == job.headers[q][0] {
+                        match header[0] == announced {
                             true => format!("{name} (number {sequence} of the group)"),
                             false => name,
                         }
@@ -449,7 +444,7 @@ impl Communicator for Ranks {
         let world = &self.world;
         let group = world.groups.iter().position(|g| *g == collective.group);
         let fits = collective.group.get(collective.position) == Some(&world.mpi.rank())
-            && collective.group.iter().all(|&r| r < world.programs.len());
+            && collective.group.iter().all(|&r| r < world.mpi.world());
         let checked = match (fits, group) {
             (false, _) => Err(format!("rank {} is not at its position", world.mpi.rank())),
             (true, None) => Err("no program of the session has this group".into()),

@@ -29,12 +29,12 @@ impl Arena {
 
     /// Allocates memory of this process alone; `None` if there is not enough.
     pub fn private(bytes: usize) -> Option<Self> {
-        Arena::of_region(Region::private(bytes, Growth::InPlace).ok()?, bytes)
+        Arena::of_region(Region::private(bytes, Growth::of_one_in(1)).ok()?, bytes)
     }
 
-    /// Allocates memory that other processes may map; `None` if there is not enough.
-    pub fn shared(bytes: usize) -> Option<Self> {
-        Arena::of_region(Region::shared(bytes, Growth::InPlace).ok()?, bytes)
+    /// Allocates memory that the other processes of so many may map; `None` if there is not enough.
+    pub fn shared(bytes: usize, processes: usize) -> Option<Self> {
+        Arena::of_region(Region::shared(bytes, Growth::of_one_in(processes)).ok()?, bytes)
     }
 
     /// An arena in a region; `None` if the region has another size.

@@ -32,10 +32,11 @@ pub fn run(reference: &Reference, case: &Case) -> Result<Vec<Outputs>, Verdict> 
     if case.subject.values.is_multiple_of(8) {
         compiled.iter().try_for_each(|stages| reads_back(stages, &options))?;
     }
-    let ranks = mesh.ranks();
-    for rank in 0..ranks {
-        let bytes = compiled.iter().map(|stages| stages.ranks[rank].arena_bytes).max().unwrap_or(0);
-        compiled.iter_mut().for_each(|stages| stages.ranks[rank].arena_bytes = bytes);
+    if let [first, later @ ..] = &mut compiled[..] {
+        // After the first time the first program has the largest arenas, and after the second all have them.
+        for _ in 0..2 {
+            later.iter_mut().for_each(|stages| first.ranks.share_arenas(&mut stages.ranks));
+        }
     }
     executed(reference, compiled).map_err(|e| judge(&Error::from(e)))
 }
@@ -51,14 +52,15 @@ fn reads_back(stages: &Stages, options: &CompileOptions) -> Result<(), Verdict> 
         return Err(fault(format!("reads back as another program: {line:?}")));
     }
     match lower_with(&again, &options.target, &options.lower) {
-        Ok(ranks) if ranks == stages.ranks => Ok(()),
+        Ok(ranks) if ranks[..] == *stages.ranks => Ok(()),
         _ => Err(fault("a program that reads back lowers to another one".into())),
     }
 }
 
 fn executed(reference: &Reference, compiled: Vec<Stages>) -> Result<Vec<Outputs>, RuntimeError> {
     let mut programs = compiled.into_iter().map(|stages| stages.ranks);
-    let mut session = Session::launch(programs.next().unwrap_or_default(), LaunchOptions::default())?;
+    let first = programs.next().unwrap_or_else(|| Vec::new().into());
+    let mut session = Session::launch(first, LaunchOptions::default())?;
     let inputs = session.program(0).inputs.clone();
     for input in &inputs {
         if let Some(value) = reference.given.get(&input.id()) {
