@@ -428,8 +428,8 @@ pub(crate) fn compile_inference_in(
 
 /// [`compile_training`] by one process for all: the first process places the program and sends it to the others, and every
 /// process lowers its own ranks. Every process makes this call with the same arguments. On the process that compiles, `look`
-/// receives the program, with the rank programs of this process. `evaluation` is a forward pass that computes a loss of the same parameters, for
-/// [`TrainingSession::evaluate`]; its parameters stay where training has them.
+/// receives the program, with the rank programs of this process. `evaluation` is a forward pass that computes a loss of the
+/// same parameters, for [`TrainingSession::evaluate`]; its parameters stay where training has them.
 ///
 /// # Errors
 /// The errors of [`compile_training`], on all processes; a process that does not respond; an evaluation that needs another
