@@ -146,15 +146,16 @@ impl RankPrograms {
         held.filter(|(_, held)| seen.insert(held.clone())).collect()
     }
 
-    /// Gives both programs of every rank the larger of their two arenas.
+    /// Gives all programs of every rank the largest of their arenas.
     ///
     /// # Panics
     /// If the programs are of different ranks.
-    pub fn share_arenas(&mut self, other: &mut RankPrograms) {
-        assert_eq!(self.held(), other.held(), "programs that share arenas are of the same ranks");
-        for (a, b) in self.programs.iter_mut().zip(&mut other.programs) {
-            let bytes = a.arena_bytes.max(b.arena_bytes);
-            (a.arena_bytes, b.arena_bytes) = (bytes, bytes);
+    pub fn share_arenas(all: &mut [&mut RankPrograms]) {
+        let Some(held) = all.first().map(|programs| programs.held()) else { return };
+        assert!(all.iter().all(|programs| programs.held() == held), "programs that share arenas are of the same ranks");
+        for at in 0..held.len() {
+            let largest = all.iter().map(|ranks| ranks.programs[at].arena_bytes).max().unwrap_or(0);
+            all.iter_mut().for_each(|ranks| ranks.programs[at].arena_bytes = largest);
         }
     }
 

@@ -6,12 +6,15 @@ use crate::error::RuntimeError;
 use crate::session::output_name;
 use fnv::FnvHasher;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::hash::Hasher;
 use std::ops::Range;
 use std::time::Duration;
-use tpc_ir::program::{Binding, Collective, RankProgram, RankPrograms};
+use tpc_ir::program::{Binding, RankProgram, RankPrograms};
+
+/// The purpose of the exchanges that compare programs.
+const PURPOSE: &str = "launch: compare programs";
 
 /// The hash of a text that is never held.
 #[derive(Default)]
@@ -148,7 +151,6 @@ pub fn compare(
     if processes.count() == 1 {
         return Ok(());
     }
-    const PURPOSE: &str = "launch: compare programs";
     let announced = Announced::of(programs, local);
     let all = processes.exchange(PURPOSE, &serde_json::to_vec(&announced).unwrap_or_default(), deadline)?;
     let all: Vec<Option<Announced>> = all.iter().map(|bytes| serde_json::from_slice(bytes).ok()).collect();
@@ -175,13 +177,8 @@ fn compare_groups(
 ) -> Result<(), RuntimeError> {
     // All processes have equally many ranks.
     let process_of = |rank: usize| rank / local.len();
-    let collectives = local.clone().flat_map(|rank| programs[rank].collectives());
-    let mut compared: BTreeSet<u64> = BTreeSet::new();
-    for Collective { group, .. } in collectives {
-        let key = of_group(group);
-        if !compared.insert(key) {
-            continue;
-        }
+    for group in comm::groups(programs.of_ranks(local.clone())) {
+        let key = of_group(&group);
         let mine = announced.groups.get(&key);
         let differs =
             |&&rank: &&usize| all[process_of(rank)].as_ref().is_none_or(|other| other.groups.get(&key) != mine);
@@ -196,7 +193,6 @@ fn compare_groups(
 
 /// What differs between the programs of the first process and those of others.
 fn different(processes: &dyn Processes, programs: &RankPrograms, others: &[usize], deadline: Duration) -> RuntimeError {
-    const PURPOSE: &str = "launch: compare programs";
     let mine = serde_json::to_vec(&Summary::of(programs)).unwrap_or_default();
     let all = match processes.exchange(PURPOSE, &mine, deadline) {
         Ok(all) => all,
@@ -219,7 +215,7 @@ fn different(processes: &dyn Processes, programs: &RankPrograms, others: &[usize
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tpc_ir::program::{Action, BufferId, CollectiveKind, PlacedEnds, Step, View};
+    use tpc_ir::program::{Action, BufferId, Collective, CollectiveKind, PlacedEnds, Step, View};
     use tpc_ir::{DType, Mesh, ModulePath, Phase, ReduceOp};
 
     #[test]

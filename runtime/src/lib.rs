@@ -8,7 +8,7 @@
 //! | writing parameters and state to disk, and reading them on other meshes and plans | [`checkpoint`] |
 //! | communicators; ranks as threads and as processes | [`comm`] |
 //! | launching processes, and how they find each other | [`launch`] |
-//! | the check that all processes whose programs fit together | [`fingerprint`] |
+//! | the check that the programs of all processes fit together | [`fingerprint`] |
 //! | the check that all processes have the same options, data, seeds and weights | [`settings`], [`digest`] |
 //! | preparing and executing one rank's program | [`device::cpu`] |
 //! | the kernels of a program on a GPU, and how they are checked and run | [`device::cuda`] |

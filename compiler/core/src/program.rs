@@ -263,7 +263,7 @@ impl TrainingRanks {
         let [first, steady, evaluation @ ..] = placed else { return Err(together::incomplete().into()) };
         let lower = |graph: &Graph, others: &[&RankPrograms]| lowered(graph, options, ranks.clone(), others);
         let (mut first, mut steady) = (lower(first, &[])?, lower(steady, &[])?);
-        first.share_arenas(&mut steady);
+        RankPrograms::share_arenas(&mut [&mut first, &mut steady]);
         let evaluation = evaluation.first().map(|graph| lower(graph, &[&first, &steady])).transpose()?;
         Ok(TrainingRanks { first, steady, evaluation })
     }
@@ -348,7 +348,7 @@ pub(crate) fn compile_training_for(
     let graphs = (steady_import.graph, first_import.graph);
     let (mut steady_stages, mut first_stages) =
         compile_both(options.search.placements, graphs, compile, |steady| steady.report.aim())?;
-    first_stages.ranks.share_arenas(&mut steady_stages.ranks);
+    RankPrograms::share_arenas(&mut [&mut first_stages.ranks, &mut steady_stages.ranks]);
     Ok(TrainingProgram {
         first: first_stages,
         steady: steady_stages,

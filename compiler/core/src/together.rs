@@ -6,6 +6,7 @@
 //! are launched.
 
 use crate::error::Error;
+use serde_json::Value as Json;
 use tpc_ir::{Graph, json};
 use tpc_runtime::comm::processes::agree;
 use tpc_runtime::{LaunchOptions, RuntimeError};
@@ -68,31 +69,16 @@ fn unreadable(reason: String) -> RuntimeError {
     RuntimeError::Launch(format!("the programs of rank 0 cannot be read: {reason}"))
 }
 
-/// Programs as JSON, each after its length, because JSON keeps every node of a graph in its place.
+/// Programs as a list in JSON, which keeps every node of a graph in its place.
 fn to_bytes(placed: &[Graph]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for graph in placed {
-        let text = json::to_json(graph).to_string();
-        bytes.extend((text.len() as u64).to_le_bytes());
-        bytes.extend(text.into_bytes());
-    }
-    bytes
+    Json::Array(placed.iter().map(json::to_json).collect()).to_string().into_bytes()
 }
 
 /// The inverse of [`to_bytes`].
-fn of_bytes(mut bytes: &[u8]) -> Result<Vec<Graph>, Error> {
-    let mut placed = Vec::new();
-    while let Some((length, rest)) = bytes.split_first_chunk() {
-        let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
-        let text = rest.get(..length).ok_or_else(|| unreadable("they end too early".into()))?;
-        let text = std::str::from_utf8(text).map_err(|e| unreadable(e.to_string()))?;
-        placed.push(json::parse(text).map_err(|e| unreadable(e.to_string()))?);
-        bytes = &rest[length..];
-    }
-    match bytes.is_empty() {
-        true => Ok(placed),
-        false => Err(unreadable("they end too early".into()).into()),
-    }
+fn of_bytes(bytes: &[u8]) -> Result<Vec<Graph>, Error> {
+    let all: Vec<Json> = serde_json::from_slice(bytes).map_err(|e| unreadable(e.to_string()))?;
+    let graph = |graph| json::from_json(graph).map_err(|e| unreadable(e.to_string()));
+    Ok(all.iter().map(graph).collect::<Result<_, _>>()?)
 }
 
 #[cfg(test)]
@@ -127,10 +113,10 @@ mod tests {
                 let lowered = lower_some(&received[0], &options.target, &options.lower, rank..rank + 1, &[]).unwrap();
                 assert_eq!(lowered[rank], stages.ranks[rank], "{axes}");
             }
-            for end in [1, bytes.len() / 2, bytes.len() - 1] {
+            for end in [0, 1, bytes.len() / 2, bytes.len() - 1] {
                 assert!(of_bytes(&bytes[..end]).is_err(), "{axes}");
             }
         }
-        assert!(of_bytes(&[]).unwrap().is_empty());
+        assert!(of_bytes(&to_bytes(&[])).unwrap().is_empty());
     }
 }

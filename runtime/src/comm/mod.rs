@@ -101,7 +101,7 @@ pub trait Communicators: Send + Sync {
 }
 
 /// The groups of ranks in some programs, in the order in which they first occur.
-fn groups(programs: &[RankProgram]) -> Vec<Vec<usize>> {
+pub(crate) fn groups(programs: &[RankProgram]) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut seen: HashSet<&[usize]> = HashSet::new();
     for Collective { group, .. } in programs.iter().flat_map(RankProgram::collectives) {

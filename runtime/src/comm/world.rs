@@ -129,7 +129,7 @@ impl World {
     }
 
     /// What each rank of a group publishes about its collectives, in the order of the group.
-    pub(super) fn members(&self, group: usize) -> impl Iterator<Item = &Member> + Clone {
+    pub(super) fn members(&self, group: usize) -> impl Iterator<Item = &Member> {
         self.groups[group].iter().map(move |&rank| self.member(group, rank))
     }
 

@@ -25,7 +25,7 @@ pub(super) struct Attached {
 
 impl Attached {
     pub(super) fn new(device: Box<dyn Device>) -> Arc<Self> {
-        let first = device.programs().first().map_or(0, |p| p.rank);
+        let first = first_rank(device.programs());
         let arenas = device.programs().iter().map(|p| p.arena_bytes).collect();
         Arc::new(Attached { device: Mutex::new(device), first, arenas: Mutex::new(arenas) })
     }
@@ -95,20 +95,24 @@ impl Attached {
     }
 }
 
-/// Prepares the programs of this process's ranks, of which `first` is the first, on a GPU.
+/// The rank of the first program.
+fn first_rank(programs: &[RankProgram]) -> usize {
+    programs.first().map_or(0, |program| program.rank)
+}
+
+/// Prepares the programs of this process's ranks on a GPU.
 ///
 /// # Errors
 /// No such device; too little memory; another process that failed.
 #[cfg(all(unix, feature = "cuda"))]
 pub(super) fn cuda(
     programs: &[RankProgram],
-    first: usize,
     processes: &Arc<dyn Processes>,
     options: &LaunchOptions,
 ) -> Result<Box<dyn Device>, RuntimeError> {
     use crate::comm::processes::together;
     use crate::device::cuda::gpu::{Compiled, Gpu, GpuOptions, Network, Share};
-    let deadline = options.deadline;
+    let (first, deadline) = (first_rank(programs), options.deadline);
     let mine = programs.to_vec();
     let prepared = (|| {
         let mut gpu = GpuOptions { deadline, ..GpuOptions::default() };
@@ -133,7 +137,6 @@ pub(super) fn cuda(
 #[cfg(not(all(unix, feature = "cuda")))]
 pub(super) fn cuda(
     _: &[RankProgram],
-    _: usize,
     _: &Arc<dyn Processes>,
     _: &LaunchOptions,
 ) -> Result<Box<dyn Device>, RuntimeError> {

@@ -191,7 +191,7 @@ impl Session {
             Backend::Cpu => Engine::Threads(processes.open(programs.clone(), local.clone(), options.deadline)?),
             Backend::Cuda => {
                 let mine = programs.of_ranks(local.clone());
-                Engine::Device(Attached::new(attached::cuda(mine, local.start, &processes, &options)?))
+                Engine::Device(Attached::new(attached::cuda(mine, &processes, &options)?))
             }
         };
         Session::launch_on(programs, processes, local, engine, options)

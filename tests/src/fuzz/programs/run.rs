@@ -5,6 +5,7 @@ use super::reference::{Outputs, Reference};
 use super::verdict::{Fault, FaultKind, Verdict, judge};
 use tpc_compiler::error::Error;
 use tpc_compiler::program::{CompileOptions, Stages, compile_graph};
+use tpc_ir::program::RankPrograms;
 use tpc_ir::{Mesh, OutputKind, fold, parse, text};
 use tpc_passes::lower::lower_with;
 use tpc_runtime::{LaunchOptions, RuntimeError, Session};
@@ -32,12 +33,8 @@ pub fn run(reference: &Reference, case: &Case) -> Result<Vec<Outputs>, Verdict> 
     if case.subject.values.is_multiple_of(8) {
         compiled.iter().try_for_each(|stages| reads_back(stages, &options))?;
     }
-    if let [first, later @ ..] = &mut compiled[..] {
-        // After the first time the first program has the largest arenas, and after the second all have them.
-        for _ in 0..2 {
-            later.iter_mut().for_each(|stages| first.ranks.share_arenas(&mut stages.ranks));
-        }
-    }
+    let mut programs: Vec<&mut RankPrograms> = compiled.iter_mut().map(|stages| &mut stages.ranks).collect();
+    RankPrograms::share_arenas(&mut programs);
     executed(reference, compiled).map_err(|e| judge(&Error::from(e)))
 }
 
