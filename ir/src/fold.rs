@@ -52,6 +52,48 @@ pub fn print(graph: &Graph) -> String {
     out
 }
 
+/// The folded text of a program with more occurrences of a block, from those of one and of the same with one more: every
+/// number moves on by the same step `by` times. `None` if the texts differ in more than numbers.
+pub fn extrapolated(text: &str, with_one_more: &str, by: usize) -> Option<String> {
+    let mut out = String::new();
+    let (mut lines, mut longer) = (text.lines(), with_one_more.lines());
+    loop {
+        let (line, next) = match (lines.next(), longer.next()) {
+            (None, None) => return Some(out),
+            (line, next) => (line?, next?),
+        };
+        let moved = |a: &str, b: &str| moved(a, b, by);
+        let line = match (split_type(line), split_type(next)) {
+            (Some((a, x)), Some((b, y))) => {
+                let indent = a.len() - a.trim_start().len();
+                let text = moved(a.trim_start(), b.trim_start())?;
+                format!("{:indent$}{text:<TYPE_COLUMN$} : {}", "", moved(x, y)?)
+            }
+            _ => moved(line, next)?,
+        };
+        let _ = writeln!(out, "{line}");
+    }
+}
+
+/// A text with every number moved on `by` times as far as from it to another text.
+fn moved(text: &str, next: &str, by: usize) -> Option<String> {
+    let ((literals, numbers), (others, next)) = (digits(text), digits(next));
+    if literals != others {
+        return None;
+    }
+    let mut out = literals[0].to_string();
+    for ((number, next), literal) in numbers.iter().zip(next).zip(&literals[1..]) {
+        if *number == next {
+            out.push_str(number);
+        } else {
+            let (number, next): (i64, i64) = (number.parse().ok()?, next.parse().ok()?);
+            let _ = write!(out, "{}", number.checked_add((next - number).checked_mul(i64::try_from(by).ok()?)?)?);
+        }
+        out.push_str(literal);
+    }
+    Some(out)
+}
+
 /// Appends lines to a text, those of runs as blocks.
 fn folded(out: &mut String, lines: &[&str], runs: &[Run], title: impl Fn(&Run) -> Option<String>) {
     let mut at = 0;
@@ -200,5 +242,18 @@ mod tests {
         assert_eq!(occurrence("%{7..3}", 2, 3).unwrap(), "%3");
         assert_eq!(varying("output update \"l.0.w\" %3", "output update \"l.4.w\" %9"), "l");
         assert_eq!(merge("output result \"{\" %3", "output result \"{\" %4", 2), None);
+    }
+
+    #[test]
+    fn numbers_are_extrapolated_and_types_stay_in_their_column() {
+        let line = |left: &str, right: &str| format!("  {left:<TYPE_COLUMN$} : {right}\n");
+        let (six, seven) = (line("%{9..59} = mul %8, f32:0.5", "f32[4] why: w and 9 more"), "block @l ×6 {\n");
+        let (six, seven) = (format!("{seven}{six}"), line("%{9..69} = mul %8, f32:0.5", "f32[4] why: w and 11 more"));
+        let seven = format!("block @l ×7 {{\n{seven}");
+        let expected = line("%{9..10059} = mul %8, f32:0.5", "f32[4] why: w and 2009 more");
+        assert_eq!(extrapolated(&six, &seven, 1000).unwrap(), format!("block @l ×1006 {{\n{expected}"));
+        assert_eq!(extrapolated(&six, &seven, 0).unwrap(), six);
+        assert_eq!(extrapolated("a %1, %2\n", "a %1, %2, %3\n", 1), None);
+        assert_eq!(extrapolated("a\n", "a\nb\n", 1), None);
     }
 }

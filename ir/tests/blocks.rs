@@ -7,8 +7,8 @@ use tpc_ir::block::{Block, Lines};
 use tpc_ir::{Graph, Op, fold, parse, text, verify};
 
 /// A training step of `layers` layers of `kinds` alternating kinds. The choices determine the operations of each kind,
-/// which use their own weights and constants. The step has dropout, saved values, gradients, updates, and a norm over
-/// everything.
+/// which use their own weights and constants. The step has dropout, saved values, gradients, updates, a sum over all
+/// gradients, and a region for each layer.
 fn step(choices: &[u8], kinds: usize, layers: usize) -> Graph {
     let mut out = String::from("mesh <tp=2>\n");
     let mut line = 0;
@@ -38,6 +38,7 @@ fn step(choices: &[u8], kinds: usize, layers: usize) -> Graph {
         (0..layers).map(|l| add(&mut out, format!("input constant \"constant.{l}\" : f32[4]"))).collect();
     let mut at = add(&mut out, format!("mul %{x}, %{head} : f32[4] ; forward in head"));
     let mut saved = Vec::new();
+    let mut regions = vec![format!("region \"head\" (%{x}, %{head}) -> (%{at})")];
     for l in 0..layers {
         let (start, kind) = (at, l % kinds);
         let mut own = vec![at];
@@ -58,6 +59,8 @@ fn step(choices: &[u8], kinds: usize, layers: usize) -> Graph {
             own.push(at);
         }
         at = add(&mut out, format!("add %{start}, %{at} : f32[4] ; forward in net.{l}"));
+        regions.push(format!("region \"net.{l}\" (%{start}) -> (%{at})"));
+        regions.push(format!("region \"net.{l}.m\" (%{start}, f32:1.0) -> (%{})", own[1]));
         saved.push(own);
     }
     let loss = add(&mut out, format!("reduce_sum \"a->\" %{at} : f32[] ; forward in loss"));
@@ -89,6 +92,12 @@ fn step(choices: &[u8], kinds: usize, layers: usize) -> Graph {
             }
         }
     }
+    let all: Vec<String> = grads.iter().flatten().map(|gradient| format!("%{gradient}")).collect();
+    if all.len() > 1 {
+        let sum = add(&mut out, format!("add {} : f32[4] ; optimizer", all.join(", ")));
+        outputs.push(format!("result \"sum\" %{sum}"));
+    }
+    regions.iter().for_each(|region| out.push_str(&format!("{region}\n")));
     for o in outputs.iter().chain(&moments) {
         let _ = writeln!(out, "output {o}");
     }
@@ -135,7 +144,8 @@ proptest! {
             // If both kinds are drawn equal, an occurrence is one layer instead of two.
             let block = largest(from);
             let by = added * block.count as i64 / layers as i64;
-            let resized = Lines::of(from).resized(&block, by);
+            let lines = Lines::of(from);
+            let resized = lines.resized(&block, by);
             prop_assert!(resized.is_some(), "{}", fold::print(from));
             let resized = resized.unwrap();
             prop_assert_eq!(text::print(&resized.graph), text::print(to), "{}", fold::print(from));

@@ -11,7 +11,7 @@
 //! | where a tensor lies that a program keeps from run to run | [`kept`] |
 //! | how a value is redistributed from one placement to another | [`redistribute`] |
 //! | which placements cost least, if the plan does not decide; the planner, then the e-graph | [`planner`], [`optimize`](mod@optimize) |
-//! | how what repeats is optimized once | [`shorten`] |
+//! | how what repeats is optimized once; a model with few of its layers | [`shorten`]; [`short_model`] |
 //! | how collectives are moved, merged and removed | [`egraph`] |
 //! | why a redistribution exists, and in which phase of the step | [`reasons`] |
 //! | which parameters are gathered a second time for the backward pass | [`reshard`] |
@@ -44,6 +44,7 @@ pub mod rebuild;
 pub mod redistribute;
 pub mod rematerialize;
 pub mod reshard;
+pub mod short_model;
 pub mod shorten;
 pub mod simulate;
 pub mod styles;

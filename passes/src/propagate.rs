@@ -13,9 +13,10 @@
 
 use crate::cost::seconds;
 use crate::factors::{FactorKind, FactorRow, result_sharding, row_of};
-use crate::reasons::explain;
+use crate::reasons::{explain, explain_short};
 use crate::rebuild::{Mapping, rebuild};
 use crate::redistribute::{redistribute, reduced, steps};
+use crate::shorten::Shortened;
 use crate::styles::annotations::{Annotations, Storage};
 use crate::targets::Target;
 use rustc_hash::FxHashMap;
@@ -28,6 +29,13 @@ pub fn propagate(graph: &Graph, annotations: &Annotations, target: &Target) -> G
     let mut placed = propagate_mapped(graph, annotations, target).0;
     explain(&mut placed);
     placed
+}
+
+/// [`propagate`] for a short program; `None` if its blocks are not found in the placed one.
+pub fn propagate_short(short: &Shortened, annotations: &Annotations, target: &Target) -> Option<Graph> {
+    let mut placed = propagate_mapped(&short.graph, annotations, target).0;
+    explain_short(&mut placed, short)?;
+    Some(placed)
 }
 
 /// Like [`propagate`], without reasons. Also returns the placed value of every value of the logical graph.

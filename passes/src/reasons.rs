@@ -12,6 +12,7 @@
 //! rule 7`.
 
 use crate::factors::{FactorKind, FactorRow, row_of};
+use crate::shorten::{Extents, Shortened};
 use petgraph::graph::NodeIndex;
 use rustc_hash::FxHashMap;
 use std::cmp::Reverse;
@@ -22,12 +23,24 @@ use tpc_ir::{AxisId, Graph, InputId, MapFn, ModulePath, Op, Phase, Value};
 
 /// Sets the reason, the phase and the module of every redistribution.
 pub fn explain(graph: &mut Graph) {
+    explain_as(graph, None);
+}
+
+/// [`explain`] for a program that was made from a short one: a reason counts the tensors of the long one. `None` if the blocks of
+/// the short one are not found in it.
+pub fn explain_short(graph: &mut Graph, short: &Shortened) -> Option<()> {
+    let extents = short.extents(graph)?;
+    explain_as(graph, Some(&extents));
+    Some(())
+}
+
+fn explain_as(graph: &mut Graph, extents: Option<&Extents>) {
     let phases = phases(graph);
     for (node, phase) in graph.nodes().zip(phases) {
         graph.node_mut(node).origin.phase = phase;
     }
     let moves: Vec<NodeIndex> = graph.nodes().filter(|&n| graph.node(n).op.is_redistribution()).collect();
-    let sources = Sources::of(graph);
+    let sources = Sources::of(graph, extents);
     let goals = goals(graph);
     let explained: Vec<(ModulePath, Reason)> = moves
         .iter()
@@ -137,6 +150,10 @@ type Found = (Vec<Vec<(AxisId, SourceId)>>, Vec<(AxisId, BTreeSet<SourceId>)>);
 /// Tracks which source shards a value over which axis, and which sources made it partial.
 struct Sources<'a> {
     list: Vec<Source>,
+    /// For each source, the number of tensors that it stands for.
+    counts: Vec<usize>,
+    /// What the nodes stand for, unless each stands for itself.
+    extents: Option<&'a Extents>,
     ids: FxHashMap<Source, SourceId>,
     inputs: FxHashMap<&'a InputId, NodeIndex>,
     /// By node and result: the source for each axis that shards the value; none if the compiler chose to shard it.
@@ -146,9 +163,11 @@ struct Sources<'a> {
 }
 
 impl<'a> Sources<'a> {
-    fn of(graph: &'a Graph) -> Self {
+    fn of(graph: &'a Graph, extents: Option<&'a Extents>) -> Self {
         let mut found = Sources {
             list: Vec::new(),
+            counts: Vec::new(),
+            extents,
             ids: FxHashMap::default(),
             inputs: graph.inputs_by_id(),
             cut: Vec::new(),
@@ -166,9 +185,11 @@ impl<'a> Sources<'a> {
         found
     }
 
-    fn add(&mut self, source: Source) -> SourceId {
+    /// Adds the source that a node is, or that it introduces.
+    fn add(&mut self, source: Source, node: NodeIndex) -> SourceId {
         *self.ids.entry(source).or_insert_with_key(|source| {
             self.list.push(source.clone());
+            self.counts.push(self.extents.map_or(1, |extents| extents.times[node.index()] as usize));
             (self.list.len() - 1) as SourceId
         })
     }
@@ -181,7 +202,7 @@ impl<'a> Sources<'a> {
             return Vec::new();
         }
         let source = |axis| Source { tensor: Tensor::Input(id.clone()), demand: demand(graph, node, axis) };
-        axes.into_iter().map(|axis| (axis, self.add(source(axis)))).collect()
+        axes.into_iter().map(|axis| (axis, self.add(source(axis), node))).collect()
     }
 
     /// The source that shards a value over an axis.
@@ -227,7 +248,7 @@ impl<'a> Sources<'a> {
             }
             _ => None,
         });
-        found.flatten().map(|source| self.add(source))
+        found.flatten().map(|source| self.add(source, node))
     }
 
     fn computed(&self, graph: &Graph, node: NodeIndex) -> Found {
@@ -272,8 +293,8 @@ impl<'a> Sources<'a> {
         found.min_by_key(|&(rank, _)| rank).map(|(_, source)| source)
     }
 
-    /// The sources that cause a collective.
-    fn causes(&self, graph: &Graph, node: NodeIndex) -> Vec<(How, &Source)> {
+    /// The sources that cause a collective, each with the number of tensors that it stands for.
+    fn causes(&self, graph: &Graph, node: NodeIndex) -> Vec<(How, &Source, usize)> {
         let op = &graph.node(node).op;
         if !op.is_collective() {
             return Vec::new();
@@ -289,7 +310,10 @@ impl<'a> Sources<'a> {
         }
         let mut seen = BTreeSet::new();
         causes.retain(|&(_, source)| seen.insert(source));
-        causes.into_iter().map(|(how, s)| (how, &self.list[s as usize])).collect()
+        // What repeats is caused by the tensors of its own occurrence.
+        let repeats = self.extents.is_some_and(|extents| extents.repeats[node.index()]);
+        let count = |s: SourceId| if repeats { 1 } else { self.counts[s as usize] };
+        causes.into_iter().map(|(how, s)| (how, &self.list[s as usize], count(s))).collect()
     }
 }
 
@@ -302,7 +326,7 @@ pub struct Followed<'a> {
 impl<'a> Followed<'a> {
     /// Those of a placed program that [`explain`] has seen.
     pub fn of(graph: &'a Graph) -> Self {
-        Followed { graph, sources: Sources::of(graph) }
+        Followed { graph, sources: Sources::of(graph, None) }
     }
 
     /// For each axis that cuts a value, and for each over which it is partial, the tensors because of which it does; none
@@ -366,12 +390,17 @@ fn goals(graph: &Graph) -> Vec<Option<ModulePath>> {
 /// The module of a redistribution. For a reduction, it is that of the terms, otherwise that of the first reader. If
 /// these have none, as in the backward pass and in the optimizer, it is the module of the parameters that cause it,
 /// otherwise that of the parameters that it serves.
-fn module(graph: &Graph, node: NodeIndex, causes: &[(How, &Source)], goals: &[Option<ModulePath>]) -> ModulePath {
+fn module(
+    graph: &Graph,
+    node: NodeIndex,
+    causes: &[(How, &Source, usize)],
+    goals: &[Option<ModulePath>],
+) -> ModulePath {
     let known = &graph.node(neighbor(graph, node)).origin.module;
     if !known.is_root() {
         return known.clone();
     }
-    let cause = causes.iter().filter_map(|(_, source)| source.owner()).reduce(|a, b| a.common(&b));
+    let cause = causes.iter().filter_map(|(_, source, _)| source.owner()).reduce(|a, b| a.common(&b));
     let goal = goals[node.index()].clone();
     // A gathered gradient belongs to the module of its own parameter, whichever parameter causes the gather. A gathered
     // parameter belongs to its own module.
@@ -410,17 +439,20 @@ fn source(graph: &Graph, node: NodeIndex) -> NodeIndex {
 
 /// The reason of a redistribution: its causes, and those causes of the previous reason that do not follow from the
 /// program.
-fn reason(graph: &Graph, node: NodeIndex, causes: Vec<(How, &Source)>) -> Reason {
+fn reason(graph: &Graph, node: NodeIndex, causes: Vec<(How, &Source, usize)>) -> Reason {
     let n = graph.node(node);
     let mut cuts: Vec<(How, Cut)> = Vec::new();
-    for (how, source) in causes {
+    for (how, source, count) in causes {
         let known = cuts.iter_mut().find(|(h, cut)| *h == how && cut.demand == source.demand);
         match known {
-            Some((_, cut)) if cut.tensors.len() < Cut::NAMED => cut.tensors.push(source.shown()),
-            Some((_, cut)) => cut.others += 1,
+            Some((_, cut)) if cut.tensors.len() < Cut::NAMED => {
+                cut.tensors.push(source.shown());
+                cut.others += count - 1;
+            }
+            Some((_, cut)) => cut.others += count,
             None => {
                 let tensors = vec![source.shown()];
-                cuts.push((how, Cut { tensors, others: 0, demand: source.demand.clone() }));
+                cuts.push((how, Cut { tensors, others: count - 1, demand: source.demand.clone() }));
             }
         }
     }

@@ -11,8 +11,9 @@
 //! After: `%9 = all_gather dp dim=0 %w`, `%20 = einsum … %9 ; forward`, `%69 = all_gather dp dim=0 %w`,
 //! `%70 = einsum … %69 ; backward`.
 
-use crate::reasons::explain;
+use crate::reasons::{explain, explain_short};
 use crate::rebuild::{copy, rebuild};
+use crate::shorten::Shortened;
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::reason::Cause;
@@ -27,6 +28,14 @@ pub fn reshard_after_forward(graph: &Graph, parameters: &HashSet<&InputId>) -> G
     let mut regathered = regather(graph, parameters);
     explain(&mut regathered);
     regathered
+}
+
+/// [`reshard_after_forward`] for a program that was made from a short one; `None` if the blocks of the short one are not found
+/// in the result.
+pub fn reshard_short(short: &Shortened, graph: &Graph, parameters: &HashSet<&InputId>) -> Option<Graph> {
+    let mut regathered = regather(graph, parameters);
+    explain_short(&mut regathered, short)?;
+    Some(regathered)
 }
 
 fn regather(graph: &Graph, parameters: &HashSet<&InputId>) -> Graph {

@@ -8,33 +8,44 @@
 //! ([`check`](mod@crate::check)), and it denotes the program that came in ([`denotes`](mod@crate::denotes)). Otherwise the
 //! whole program is optimized. So what is here does not have to be right about every model, only about most.
 //!
+//! A model can be shortened before all of this ([`ShortModel`](crate::short_model::ShortModel)). Then nothing that leads to the
+//! placed program sees how deep the model is.
+//!
 //! Before: 80 layers, each `…, %12 = all_reduce …, %13 = all_reduce …, %14 = add %12, %13`.
 //! Optimized: 6 of them. After: 80 layers, each `…, %12 = add …, %13 = all_reduce …  why: … rule 7`.
 
 use tpc_ir::Graph;
-use tpc_ir::block::{Block, Lines};
+use tpc_ir::block::{Block, BlockRegion, Lines};
 
 /// How many occurrences are optimized. Those at the ends may come out different, and what moves across the border of an
 /// occurrence makes the run of equal ones shorter; two of these are needed to see how the run goes on.
-const KEPT: usize = 6;
+pub const KEPT: usize = 6;
 
 /// Most blocks that a quantity is extrapolated along. It is measured twice as often with each further block.
 const EXTRAPOLATED: usize = 2;
 
 /// A block of which a short program has few occurrences.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Cut {
-    /// The name of the block.
-    path: String,
+pub(crate) struct Cut {
+    /// The block, as it is in the long program.
+    pub(crate) block: Block,
     /// How many occurrences the long program has.
-    count: usize,
+    pub(crate) count: usize,
 }
 
 impl Cut {
     /// How many occurrences the short program lacks.
-    fn left_out(&self) -> usize {
+    pub(crate) fn left_out(&self) -> usize {
         self.count - KEPT
     }
+}
+
+/// What the nodes of a short program stand for.
+pub(crate) struct Extents {
+    /// By node, the number of nodes of the long program that it stands for.
+    pub(crate) times: Vec<f64>,
+    /// By node, whether it belongs to an occurrence of a block that was cut.
+    pub(crate) repeats: Vec<bool>,
 }
 
 /// A short program that stands for a long one.
@@ -43,7 +54,7 @@ pub struct Shortened {
     /// The short program.
     pub graph: Graph,
     /// What was cut, in this order.
-    cuts: Vec<Cut>,
+    pub(crate) cuts: Vec<Cut>,
 }
 
 impl Shortened {
@@ -60,23 +71,32 @@ impl Shortened {
 
     /// The blocks that were cut, and how often each occurs.
     pub fn blocks(&self) -> Vec<(String, usize)> {
-        self.cuts.iter().rev().map(|cut| (cut.path.clone(), cut.count)).collect()
+        self.cuts.iter().rev().map(|cut| (cut.block.path.clone(), cut.count)).collect()
     }
 
     /// How many operations of the long program each node stands for, of the short program or one that was made from it.
     /// `None` if the blocks are not found in it.
     pub fn times(&self, graph: &Graph) -> Option<Vec<f64>> {
-        let mut times = vec![1.0; graph.len()];
+        self.extents(graph).map(|extents| extents.times)
+    }
+
+    /// What each node stands for, of the short program or one that was made from it. `None` if the blocks are not found in
+    /// it.
+    pub(crate) fn extents(&self, graph: &Graph) -> Option<Extents> {
+        let mut found = Extents { times: once(graph), repeats: vec![false; graph.len()] };
         let lines = Lines::of(graph);
         let blocks = lines.blocks();
         for cut in &self.cuts {
-            for region in &named(&blocks, &cut.path)?.regions {
-                for node in lines.occurrence(&region.run, region.run.count / 2) {
-                    times[node.index()] *= (1 + cut.left_out()) as f64;
+            for BlockRegion { run, .. } in &counting(&blocks, &cut.block)?.regions {
+                for node in lines.occurrence(run, run.count / 2) {
+                    found.times[node.index()] *= (1 + cut.left_out()) as f64;
+                }
+                for node in (0..run.count).flat_map(|which| lines.occurrence(run, which)) {
+                    found.repeats[node.index()] = true;
                 }
             }
         }
-        Some(times)
+        Some(found)
     }
 
     /// Whether the occurrences of a program that was made from the short one are alike, so that there can be more of them.
@@ -84,10 +104,25 @@ impl Shortened {
         self.lengthened_by(graph, |_| 1).is_some()
     }
 
+    /// The program with further blocks cut, if there are some. The blocks that are cut already are not cut a second time.
+    #[must_use]
+    pub fn further(self) -> Shortened {
+        match Shortened::of(&self.graph) {
+            Some(short) => Shortened { graph: short.graph, cuts: [self.cuts, short.cuts].concat() },
+            None => self,
+        }
+    }
+
+    /// A program that was made from this one with only some of the blocks cut that this one has, namely the first `cuts`. `None`
+    /// if its occurrences are not alike.
+    pub fn with_cuts(&self, graph: &Graph, cuts: usize) -> Option<Graph> {
+        self.lengthened_by(graph, |cut| if cut < cuts { 0 } else { self.cuts[cut].left_out() })
+    }
+
     /// Makes a program that was made from the short one as long as the long one. `None` if its occurrences are not alike, or
     /// if its inputs and outputs do not lie where those of the long one do.
     pub fn lengthened(&self, graph: &Graph, long: &Graph) -> Option<Graph> {
-        self.lengthened_by(graph, |cut| self.cuts[cut].left_out()).filter(|found| same_ends(found, long))
+        self.with_cuts(graph, 0).filter(|found| same_ends(found, long))
     }
 
     /// Extrapolates what a program takes to the long one, from programs that are not much longer than the short one.
@@ -121,7 +156,7 @@ impl Shortened {
         let mut long = graph.clone();
         for (i, cut) in self.cuts.iter().enumerate().rev().filter(|&(i, _)| by(i) > 0) {
             let lines = Lines::of(&long);
-            long = lines.resized(named(&lines.blocks(), &cut.path)?, by(i) as i64)?.graph;
+            long = lines.resized(counting(&lines.blocks(), &cut.block)?, by(i) as i64)?.graph;
         }
         Some(long)
     }
@@ -153,10 +188,15 @@ pub(crate) fn once(graph: &Graph) -> Vec<f64> {
 
 /// Leaves most occurrences of the largest block out that has many.
 fn cut(graph: &Graph) -> Option<(Graph, Cut)> {
-    let lines = Lines::of(graph);
-    lines.blocks().iter().filter(|block| block.count > KEPT).find_map(|block| {
-        let cut = Cut { path: block.path.clone(), count: block.count };
-        Some((lines.resized(block, -(cut.left_out() as i64))?.graph, cut))
+    cut_block(&Lines::of(graph)).map(|(_, graph, cut)| (graph, cut))
+}
+
+/// [`cut`], for the lines of a program. Also returns the block.
+pub(crate) fn cut_block(lines: &Lines) -> Option<(Block, Graph, Cut)> {
+    lines.blocks().into_iter().filter(|block| block.count > KEPT).find_map(|block| {
+        let cut = Cut { block: block.clone(), count: block.count };
+        let short = lines.resized(&block, -(cut.left_out() as i64))?.graph;
+        Some((block, short, cut))
     })
 }
 
@@ -170,6 +210,7 @@ fn same_ends(a: &Graph, b: &Graph) -> bool {
     inputs(a) == inputs(b) && outputs(a) == outputs(b)
 }
 
-fn named<'a>(blocks: &'a [Block], path: &str) -> Option<&'a Block> {
-    blocks.iter().find(|block| block.path == path)
+/// The block that counts the same as one of another program.
+pub(crate) fn counting<'a>(blocks: &'a [Block], like: &Block) -> Option<&'a Block> {
+    blocks.iter().find(|block| block.counts_like(like))
 }

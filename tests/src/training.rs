@@ -1,5 +1,6 @@
 //! Training runs on ranks, and the tolerances within which two runs are equal.
 
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tpc_compiler::capture::TrainingCapture;
@@ -39,6 +40,32 @@ pub fn uniform(name: &str) -> impl FnMut() -> f64 {
 /// If it is rejected.
 pub fn config(json: serde_json::Value) -> ModelConfig {
     ModelConfig::from_json(&json, Path::new("config.json")).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// A small llama of some layers.
+pub fn llama(layers: usize) -> ModelConfig {
+    config(json!({
+        "model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "num_hidden_layers": layers, "vocab_size": 10, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": false, "rope_theta": 10000.0,
+    }))
+}
+
+/// A small GPT-2 of some layers, with tied weights.
+pub fn gpt2(layers: usize) -> ModelConfig {
+    config(json!({
+        "model_type": "gpt2", "vocab_size": 10, "n_positions": 16, "n_embd": 8, "n_layer": layers, "n_head": 2,
+        "n_inner": 16, "activation_function": "gelu_new", "tie_word_embeddings": true, "layer_norm_epsilon": 1e-5,
+    }))
+}
+
+/// A small BERT of some layers.
+pub fn bert(layers: usize) -> ModelConfig {
+    config(json!({
+        "model_type": "bert", "vocab_size": 10, "hidden_size": 8, "num_hidden_layers": layers, "num_attention_heads": 2,
+        "intermediate_size": 16, "hidden_act": "gelu", "max_position_embeddings": 16, "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+    }))
 }
 
 /// The built-in plan with this name.

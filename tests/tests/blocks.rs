@@ -24,7 +24,7 @@ use tpc_passes::styles::parallelize_module;
 use tpc_passes::styles::{PairwiseParallel, Plan};
 use tpc_passes::targets::Target;
 use tpc_tests::captured::{rename, tensor};
-use tpc_tests::training::{adamw, config, mesh, plan};
+use tpc_tests::training::{adamw, bert, config, gpt2, llama, mesh, plan};
 use tpc_tests::{difference, inputs, on_ranks, reference};
 
 /// An unplaced program, and inputs for it.
@@ -115,29 +115,6 @@ fn collectives(graph: &Graph) -> Vec<String> {
     let mut lines: Vec<String> = nodes.map(line).collect();
     lines.sort();
     lines
-}
-
-fn llama(layers: usize) -> ModelConfig {
-    config(json!({
-        "model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "num_hidden_layers": layers, "vocab_size": 10, "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": false, "rope_theta": 10000.0,
-    }))
-}
-
-fn gpt2(layers: usize) -> ModelConfig {
-    config(json!({
-        "model_type": "gpt2", "vocab_size": 10, "n_positions": 16, "n_embd": 8, "n_layer": layers, "n_head": 2,
-        "n_inner": 16, "activation_function": "gelu_new", "tie_word_embeddings": true, "layer_norm_epsilon": 1e-5,
-    }))
-}
-
-fn bert(layers: usize) -> ModelConfig {
-    config(json!({
-        "model_type": "bert", "vocab_size": 10, "hidden_size": 8, "num_hidden_layers": layers, "num_attention_heads": 2,
-        "intermediate_size": 16, "hidden_act": "gelu", "max_position_embeddings": 16, "type_vocab_size": 2,
-        "layer_norm_eps": 1e-12,
-    }))
 }
 
 const PLANS: [(&str, &str); 3] = [("tp", "tp=2"), ("tp-sp", "tp=2"), ("tp-ddp", "dp=2,tp=2")];

@@ -1257,6 +1257,40 @@ fn eighty_layers_print_as_many_lines_as_four() {
     assert_eq!(lines(80), lines(4));
 }
 
+/// A deep model of a family is captured and placed with few of its layers. What is printed and noted is what a compilation of
+/// all layers prints and notes, which a limit on memory takes, however high it is.
+#[test]
+fn a_deep_model_is_shown_as_if_it_had_been_compiled_as_a_whole() {
+    let scratch = Scratch::new("deep-whole");
+    let config = json!({
+        "model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "num_hidden_layers": 14, "vocab_size": 32, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": false,
+    });
+    scratch.write("config.json", config.to_string().as_bytes());
+    let dir = scratch.path("");
+    let uncredited = |text: String| {
+        // Where two rules lead to the same operation, one of them is named, which may depend on the number of layers.
+        let lines = text.lines().map(|line| line.split("; rule ").next().unwrap().to_string() + "\n");
+        lines.collect::<String>()
+    };
+    for arguments in [
+        &["--plan", "tp", "--mesh", "tp=8"][..],
+        &["--plan", "tp", "--mesh", "tp=2", "--train"],
+        &["--plan", "tp-sp", "--mesh", "tp=4", "--train", "--full"],
+        &["--plan", "tp-sp-fsdp", "--mesh", "dp=2,tp=2", "--train"],
+        &["--plan", "tp-fsdp", "--mesh", "dp=2,tp=2", "--train", "--micro-batches", "2", "--clip-norm", "1"],
+        &["--plan", "fsdp", "--mesh", "dp=2", "--train", "--stage", "scheduled", "--rank", "1"],
+        &["--plan", "tp", "--mesh", "tp=8", "--train", "--stage", "rank", "--rank", "7"],
+    ] {
+        let command = [&["dump-ir", &dir, "--batch", "4", "--seq", "8"], arguments].concat();
+        let whole = [&command[..], &["--memory-limit", "100GiB"]].concat();
+        let [short, whole] = [command, whole].map(|command| noted(&command, &scratch));
+        assert_eq!(uncredited(short.0), uncredited(whole.0), "{arguments:?}");
+        assert_eq!(short.1, whole.1, "{arguments:?}");
+    }
+}
+
 /// Prompts of token ids, in a directory without a tokenizer: the same text on every mesh, and one line of JSON for each
 /// prompt.
 #[test]

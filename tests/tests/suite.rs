@@ -47,6 +47,7 @@ mod reasons;
 mod recompute;
 mod rematerialize;
 mod schedule;
+mod short;
 mod simulate;
 mod strings;
 mod styles_attention;

@@ -3,7 +3,7 @@
 use crate::files::{self, Files};
 use crate::given::Given;
 use crate::graph_file;
-use crate::notes::{note_idle_ranks, note_search};
+use crate::notes::{has_idle_ranks, note_idle_ranks, note_search};
 use crate::options::{Chosen, StepArguments};
 use crate::report;
 use crate::subject::{MLP, Optimizer, Shape, Step, Subject};
@@ -18,6 +18,7 @@ use tpc_compiler::parallel::both;
 use tpc_compiler::plans::complete;
 use tpc_compiler::program::{CompileOptions, compile_both, place_for};
 use tpc_compiler::rename::renamed;
+use tpc_compiler::short::{ShortPlan, is_possible, of_family};
 use tpc_ir::program::RankProgram;
 use tpc_ir::quote::cut;
 use tpc_ir::size::addressable;
@@ -103,6 +104,8 @@ pub struct DumpIr {
 /// A program on its way through the compiler.
 enum Program {
     Captured(Graph),
+    /// A deep model that was placed with few of its layers.
+    Short(Box<Staged>),
     Annotated(Box<(Graph, Annotations)>),
     Placed(Box<(Graph, Option<Obligations>)>),
 }
@@ -162,6 +165,28 @@ impl DumpIr {
         self.placement.mesh()?;
         self.placement.plan()?;
         self.placement.target(Backend::Cpu)?;
+        if let Some(programs) = self.with_few_layers(&subject, given)? {
+            return self.show(programs, &Facts::default(), given, terminal);
+        }
+        let (captured, signature, facts) = self.captured(&subject)?;
+        let step = self.step_options(given)?;
+        let imported = |c: &Captured| {
+            let graph = import(c, &signature, &facts)?;
+            let graph = on_captured(&graph, &step).map_err(|error| facts.explain(error.into()))?.into_owned();
+            Ok(Program::Captured(graph))
+        };
+        let programs = match &captured[..] {
+            [shown, other] => {
+                let (shown, other) = both(|| imported(shown), || imported(other));
+                vec![shown?, other?]
+            }
+            captured => captured.iter().map(imported).collect::<Outcome<_>>()?,
+        };
+        self.show(programs, &facts, given, terminal)
+    }
+
+    /// The programs of a model, of which the first is shown.
+    fn captured(&self, subject: &Subject) -> Outcome<(Vec<Captured>, Signature, Facts)> {
         let rename = subject.rename();
         let mut captured = match self.train {
             false => vec![subject.forward()?],
@@ -177,16 +202,46 @@ impl DumpIr {
         if !self.json && self.stage < Stage::Scheduled {
             captured.truncate(1);
         }
-        let step = self.step_options(given)?;
-        let imported = |c: &Captured| Ok(Program::Captured(import(c, &signature, &step, &facts)?));
-        let programs = match &captured[..] {
-            [shown, other] => {
-                let (shown, other) = both(|| imported(shown), || imported(other));
-                vec![shown?, other?]
-            }
-            captured => captured.iter().map(imported).collect::<Outcome<_>>()?,
+        Ok((captured, signature, facts))
+    }
+
+    /// The programs of a deep model, placed with few of its layers. `None` if it must be compiled as a whole.
+    fn with_few_layers(&self, subject: &Subject, given: &Given) -> Outcome<Option<Vec<Program>>> {
+        let Some((few, deep)) = subject.with_few_layers() else { return Ok(None) };
+        let options = self.options(given)?;
+        if !is_possible(&options) || !self.json && self.stage < Stage::Placed {
+            return Ok(None);
+        }
+        let Ok((captured, signature, facts)) = self.captured(&few) else { return Ok(None) };
+        let (mesh, plan) = (self.placement.mesh()?, self.placement.plan()?);
+        let is_folded = !self.json && !self.full && self.store.is_none() && self.stage == Stage::Placed;
+        let placed = |captured: &Captured| {
+            let graph = import(captured, &signature, &facts).ok()?;
+            let short = ShortPlan::of(&of_family(deep, graph)?, &mesh, &plan, &options)?;
+            let report = Some(short.report().clone());
+            // A note about idle ranks counts the weights of all layers.
+            let folded = (is_folded && !has_idle_ranks(short.short(), &plan)).then(|| short.to_text()).flatten();
+            let (graph, obligations) = match folded {
+                Some(_) => (short.short().clone(), None),
+                None => short.placed().map(|(graph, obligations)| (graph, Some(obligations)))?,
+            };
+            Some(Program::Short(Box::new(Staged { graph, report, obligations, folded })))
         };
-        self.show(programs, &facts, given, terminal)
+        Ok(match &captured[..] {
+            [shown, other] => {
+                let (shown, other) = both(|| placed(shown), || placed(other));
+                shown.zip(other).map(|(shown, other)| vec![shown, other])
+            }
+            captured => captured.iter().map(placed).collect(),
+        })
+    }
+
+    /// The options of the compiler.
+    fn options(&self, given: &Given) -> Outcome<CompileOptions> {
+        let (search, step) = (self.placement.search()?, self.step_options(given)?);
+        // Nothing runs here, so a program may be planned for any device.
+        let target = self.placement.target(Backend::Cpu)?;
+        Ok(CompileOptions { search, step, lower: self.placement.lower(), ..CompileOptions::new(target) })
     }
 
     fn step_options(&self, given: &Given) -> Outcome<StepOptions> {
@@ -229,11 +284,9 @@ impl DumpIr {
 
     /// Shows the first of the programs, which share one arena.
     fn show(&self, programs: Vec<Program>, facts: &Facts, given: &Given, terminal: &mut Terminal) -> Outcome {
-        let (mesh, plan, search) = (self.placement.mesh()?, self.placement.plan()?, self.placement.search()?);
-        // Nothing runs here, so a program may be planned for any device.
-        let target = self.placement.target(Backend::Cpu)?;
+        let (mesh, plan, options) = (self.placement.mesh()?, self.placement.plan()?, self.options(given)?);
+        let target = options.target.clone();
         let to = if self.json { Stage::Placed } else { self.stage };
-        let step = self.step_options(given)?;
         self.note_stage(given, terminal);
         let planned = !matches!(programs[..], [Program::Annotated(_) | Program::Placed(_), ..]);
         if to >= Stage::Annotated && planned {
@@ -242,8 +295,6 @@ impl DumpIr {
         if to >= Stage::Placed && !self.json && self.placement.target.is_some() {
             terminal.note(described(&target));
         }
-        let options =
-            CompileOptions { search, step, lower: self.placement.lower(), ..CompileOptions::new(target.clone()) };
         let plan = match (self.placement.placements, &programs[..]) {
             (Chosen::Auto, [Program::Captured(graph), ..]) => {
                 complete(graph, &mesh, &plan, &options).map_err(|e| self.placement.failure(facts.explain(e)))?
@@ -268,7 +319,7 @@ impl DumpIr {
                 (shown, Some(other))
             }
         };
-        let Staged { graph: first, report, obligations } = &shown;
+        let Staged { graph: first, report, obligations, folded } = &shown;
         if let Some(store) = store {
             let stored = stored::to_json(first, obligations.as_ref());
             files::write(store, format!("{stored}\n").as_bytes())?;
@@ -312,7 +363,7 @@ impl DumpIr {
                 terminal.print(program[0].to_text())
             }
             _ if self.full => terminal.print(text::print(first)),
-            _ => terminal.print(fold::print(first)),
+            _ => terminal.print(folded.clone().unwrap_or_else(|| fold::print(first))),
         }
     }
 }
@@ -367,10 +418,10 @@ fn share_arenas(programs: &mut [RankProgram], others: &[RankProgram]) {
     }
 }
 
-fn import(captured: &Captured, signature: &Signature, step: &StepOptions, facts: &Facts) -> Outcome<Graph> {
+fn import(captured: &Captured, signature: &Signature, facts: &Facts) -> Outcome<Graph> {
     let graph = import_with(captured, signature).map_err(|error| facts.explain(error.into()))?.graph;
     addressable(&graph)?;
-    Ok(on_captured(&graph, step).map_err(|error| facts.explain(error.into()))?.into_owned())
+    Ok(graph)
 }
 
 /// Drops the gradients from the outputs of a program that updates parameters. The plan needs to know which values are
@@ -467,11 +518,13 @@ struct Staged {
     graph: Graph,
     report: Option<SearchReport>,
     obligations: Option<Obligations>,
+    /// The folded text of a deep model. The graph then has few of its layers.
+    folded: Option<String>,
 }
 
 impl From<Graph> for Staged {
     fn from(graph: Graph) -> Self {
-        Staged { graph, report: None, obligations: None }
+        Staged { graph, report: None, obligations: None, folded: None }
     }
 }
 
@@ -500,6 +553,7 @@ fn advance(
                 Err(error) => return Ok(Err(error.into())),
             }
         }
+        Program::Short(staged) => return Ok(Ok(*staged)),
         Program::Annotated(..) if to < Stage::Annotated => return Err(too_late("annotated")),
         Program::Annotated(both) => *both,
         Program::Placed(_) if to < Stage::Placed => return Err(too_late("placed")),
@@ -514,6 +568,7 @@ fn advance(
             graph: p.placed,
             report: Some(p.report),
             obligations: Some(p.obligations),
+            folded: None,
         }),
     })
 }

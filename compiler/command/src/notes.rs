@@ -139,6 +139,19 @@ fn example(plan: &Plan) -> String {
 
 /// Notes which ranks have no rows of the batch, or no part of weights that the plan shards, for example no heads.
 pub(crate) fn note_idle_ranks(placed: &Graph, plan: &Plan, micro_batches: usize, terminal: &mut Terminal) {
+    for (idle, names) in idle_ranks(placed, plan) {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        terminal.note(idle.text(&names, micro_batches, &placed.mesh));
+    }
+}
+
+/// Whether there are such ranks.
+pub(crate) fn has_idle_ranks(placed: &Graph, plan: &Plan) -> bool {
+    !idle_ranks(placed, plan).is_empty()
+}
+
+/// What leaves ranks idle, each with the names of the inputs that do.
+fn idle_ranks(placed: &Graph, plan: &Plan) -> Vec<(Idle, Vec<String>)> {
     let mesh = &placed.mesh;
     let data: HashSet<AxisId> = plan.data_axes().into_iter().flat_map(|axis| mesh.parts(axis)).collect();
     // Groups of equal shardings: the axes, the size of the sharded dimension and whether it is the batch; and the
@@ -161,9 +174,7 @@ pub(crate) fn note_idle_ranks(placed: &Graph, plan: &Plan, micro_batches: usize,
             }
         }
     }
-    for (idle, names) in found {
-        terminal.note(idle.text(&names.iter().map(String::as_str).collect::<Vec<_>>(), micro_batches, mesh));
-    }
+    found
 }
 
 /// A dimension with fewer pieces than ranks to shard it over.

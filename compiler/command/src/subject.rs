@@ -22,6 +22,7 @@ use tpc_compiler::optimizer::ByDimensions;
 use tpc_compiler::pretrained::{TokenBatch, capture_forward, capture_step, names};
 use tpc_ir::DType as IrType;
 use tpc_ir::size::MOST;
+use tpc_passes::shorten::KEPT;
 use tpc_runtime::Processes;
 
 /// A model with its batch's shape.
@@ -93,6 +94,13 @@ impl Subject {
         config.check_batch([tokens.batch, tokens.seq], 0)?;
         check_size(&config, [tokens.batch, tokens.seq])?;
         Ok(Subject::Tokens(Box::new(config), tokens))
+    }
+
+    /// The same model with few layers, if it has many that are alike; and its configuration.
+    pub fn with_few_layers(&self) -> Option<(Subject, &ModelConfig)> {
+        let Subject::Tokens(config, tokens) = self else { return None };
+        let few = config.with_layers(KEPT).filter(|_| config.layers() > KEPT)?;
+        Some((Subject::Tokens(Box::new(few), *tokens), config))
     }
 
     /// Number of tokens in a batch.

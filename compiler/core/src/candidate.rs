@@ -2,8 +2,8 @@
 //! repeats, then as long as the model, and then proven.
 
 use crate::budget::Taken;
+use crate::compile_options::CompileOptions;
 use crate::error::Error;
-use crate::program::CompileOptions;
 use std::collections::HashSet;
 use tpc_ir::size::addressable;
 use tpc_ir::{Graph, InputId};
@@ -15,8 +15,9 @@ use tpc_passes::lower::{LowerOptions, lower_rank, schedule};
 use tpc_passes::optimize::{optimize_short, optimize_whole};
 use tpc_passes::options::accumulate::running_sums;
 use tpc_passes::planner::Aim;
-use tpc_passes::propagate::propagate;
-use tpc_passes::reshard::reshard_after_forward;
+use tpc_passes::propagate::{propagate, propagate_short};
+use tpc_passes::reshard::{reshard_after_forward, reshard_short};
+use tpc_passes::short_model::ShortModel;
 use tpc_passes::shorten::Shortened;
 use tpc_passes::styles::Annotations;
 
@@ -185,6 +186,30 @@ pub(crate) fn finished(start: &Start<'_>, candidate: Candidate) -> Result<Placed
         Err(_) if form == Form::Repeated => finished(start, improved_whole(start, aim)),
         placed => placed,
     }
+}
+
+/// The placements that follow from the plan for a short program, with the proofs of it and of one that is longer by one
+/// occurrence. `None` if what is found does not repeat as the short program does, or a proof fails.
+pub(crate) fn placed_short(
+    logical: &ShortModel,
+    annotations: &Annotations,
+    options: &CompileOptions,
+) -> Option<Placed> {
+    let CompileOptions { target, search, step, .. } = options;
+    let program = logical.short();
+    let propagated = propagate_short(&program, annotations, target)?;
+    check(&propagated).ok()?;
+    let short = logical.with(propagated.clone()).short().further();
+    let (optimized, report) = optimize_short(&short, target, search, Aim::AsGiven)?;
+    let optimized = short.with_cuts(&optimized, 1)?;
+    let summed = if step.micro_batches > 1 { running_sums(&optimized) } else { optimized };
+    let placed = reshard_short(&program, &summed, &annotations.gathered.keys().collect())?;
+    let start = Start { logical: &logical.graph, annotations, options, propagated, short: None };
+    let placed = proven(&start, placed, report).ok()?;
+    let longer = logical.longer(&placed.placed, |longer| longer.graph)?;
+    check(&longer).ok()?;
+    denotes(&longer, &logical.grown()?.graph).ok()?;
+    Some(placed)
 }
 
 /// A placed program with both proofs and what the plan obliges it to.

@@ -8,8 +8,8 @@
 
 use crate::budget::{BudgetError, Taken};
 use crate::candidate::{Candidate as Found, Placed, Start, finished, proven};
+use crate::compile_options::CompileOptions;
 use crate::error::Error;
-use crate::program::CompileOptions;
 use tpc_ir::Graph;
 use tpc_passes::egraph::SearchReport;
 use tpc_passes::lower::saved::{Saved, saved};

@@ -16,10 +16,10 @@
 use crate::budget::{BudgetError, Taken, within};
 pub use crate::candidate::Placed;
 use crate::candidate::{Candidate, Start, candidate, finished, improved};
+use crate::compile_options::CompileOptions;
 use crate::error::Error;
 use crate::fit::{fitted, or_fitted};
 use crate::parallel::{both, in_parallel};
-use crate::program::CompileOptions;
 use std::sync::{Mutex, PoisonError};
 use tpc_ir::Graph;
 use tpc_passes::planner::{Aim, PlacementSource, Weights};

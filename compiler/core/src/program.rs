@@ -10,13 +10,16 @@
 
 use crate::budget::BudgetError;
 use crate::capture::{Captured, Init, Number, StepScalars, TrainingCapture};
+pub use crate::compile_options::CompileOptions;
 use crate::error::Error;
 use crate::explain::Facts;
 use crate::feed::{check_memory, feed, seed_bytes, write_seed};
 use crate::import::{Imported, Signature, import_with, step_scalar};
 pub use crate::place::{Placed, compile_both, place, place_for};
+use crate::prepare::{Planned, Prepared, prepare};
 use crate::rename::{Rename, renamed};
-use crate::shared_session::{SessionPlacements, SharedSession, own_ranks, parallelize_like};
+use crate::shared_session::{SessionPlacements, SharedSession, own_ranks};
+use crate::short::{ShortPlan, is_possible};
 use crate::target;
 use crate::together;
 use burn::tensor::TensorData;
@@ -25,60 +28,16 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tpc_ir::program::{InputBinding, RankPrograms};
-use tpc_ir::size::addressable;
 use tpc_ir::{Graph, InputId, InputKind, Mesh, OutputKind};
 use tpc_passes::check::obligations::Obligations;
-use tpc_passes::check::well_formed;
-use tpc_passes::egraph::{SearchOptions, SearchReport};
-use tpc_passes::kept::place_caches;
-use tpc_passes::lower::{LowerOptions, lower_some};
-use tpc_passes::options::{StepOptions, on_captured, on_logical};
-use tpc_passes::styles::{Annotations, Plan, parallelize_module};
+use tpc_passes::egraph::SearchReport;
+use tpc_passes::lower::lower_some;
+use tpc_passes::short_model::ShortModel;
+use tpc_passes::styles::{Annotations, Plan};
 use tpc_passes::targets::Target;
 use tpc_runtime::RuntimeError;
 use tpc_runtime::checkpoint::{self, Checkpoint, SaveOptions};
-use tpc_runtime::session::{Backend, LaunchOptions, ProgramId, Session};
-
-/// Options for compiling. They have no default, because the right target depends on the device that runs the ranks.
-#[derive(Clone, Debug)]
-pub struct CompileOptions {
-    /// The cost model: the rates of the device and of its links.
-    pub target: Target,
-    /// Options of the e-graph search.
-    pub search: SearchOptions,
-    /// Whether gradients are outputs; they then live to the end of the step.
-    pub gradients: bool,
-    /// Clipping, micro-batches, freezing, precision.
-    pub step: StepOptions,
-    /// Bucketing and overlap of collectives.
-    pub lower: LowerOptions,
-    /// Seed of the program's random operations, for example dropout.
-    pub seed: u64,
-}
-
-impl CompileOptions {
-    /// The default options for a target.
-    pub fn new(target: Target) -> Self {
-        CompileOptions {
-            target,
-            search: SearchOptions::default(),
-            gradients: false,
-            step: StepOptions::default(),
-            lower: LowerOptions::default(),
-            seed: 0,
-        }
-    }
-
-    /// The default options for the target of a backend.
-    pub fn for_backend(backend: Backend) -> Self {
-        CompileOptions::new(target::of_backend(backend).clone())
-    }
-
-    /// The default options for ranks on the CPU.
-    pub fn for_cpu() -> Self {
-        CompileOptions::for_backend(Backend::Cpu)
-    }
-}
+use tpc_runtime::session::{LaunchOptions, ProgramId, Session};
 
 /// All stages of one program.
 #[derive(Clone, Debug)]
@@ -147,52 +106,6 @@ fn lowered(
     }
 }
 
-/// The stages of a program that all ranks have in common.
-pub(crate) struct Planned {
-    pub(crate) captured: Graph,
-    pub(crate) logical: Graph,
-    pub(crate) annotations: Annotations,
-    pub(crate) placed: Placed,
-}
-
-/// A canonical program, and what a plan demands of it.
-pub(crate) struct Prepared {
-    pub(crate) captured: Graph,
-    pub(crate) logical: Graph,
-    pub(crate) annotations: Annotations,
-}
-
-/// Takes a program to where its values can be placed.
-///
-/// # Errors
-/// As [`compile_graph`].
-pub(crate) fn prepare(
-    captured: Graph,
-    mesh: &Mesh,
-    plan: &Plan,
-    options: &CompileOptions,
-    session: &SharedSession<'_>,
-) -> Result<Prepared, Error> {
-    addressable(&captured)?;
-    let mut captured = on_captured(&captured, &options.step)?.into_owned();
-    well_formed(&captured)?;
-    // The plan needs to know the gradient of each parameter, even if no output reads it.
-    let (mut logical, annotations) = match session.placements {
-        None => parallelize_module(&captured, mesh, plan.clone(), None)?,
-        Some(first) => parallelize_like(first, &captured, mesh, plan)?,
-    };
-    if !options.gradients {
-        captured.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
-        logical.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
-    }
-    let (logical, mut annotations) = on_logical(logical, annotations, &options.step)?;
-    well_formed(&logical)?;
-    if session.placements.is_none() {
-        place_caches(&logical, &mut annotations, &options.target);
-    }
-    Ok(Prepared { captured, logical, annotations })
-}
-
 /// Takes a program to where every value is placed.
 ///
 /// # Errors
@@ -204,6 +117,13 @@ pub(crate) fn plan_graph(
     options: &CompileOptions,
     session: &SharedSession<'_>,
 ) -> Result<Planned, Error> {
+    if session.placements.is_none()
+        && is_possible(options)
+        && let Some(model) = ShortModel::captured(&captured)
+        && let Some(planned) = ShortPlan::of(&model, mesh, plan, options).and_then(ShortPlan::whole)
+    {
+        return Ok(planned);
+    }
     let Prepared { captured, logical, annotations } = prepare(captured, mesh, plan, options, session)?;
     let placed = place_for(&logical, &annotations, options, session.aim)?;
     Ok(Planned { captured, logical, annotations, placed })

@@ -388,7 +388,8 @@ fn map(new: &mut Graph, f: MapFn, mut operands: Vec<Value>, mut subs: Subscripts
                 _ => {}
             }
             let mut rows = rows;
-            rows.sort(); // Sums are n-ary and canonically ordered.
+            // Sums are n-ary. Their terms are in program order, with constants last.
+            rows.sort_by_cached_key(|row| (new.fill_of(row.0).is_some(), row.clone()));
             (operands, subs.operands) = rows.into_iter().unzip();
         }
         _ => {}

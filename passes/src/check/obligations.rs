@@ -16,7 +16,9 @@ use super::error::CheckError;
 use crate::denotes::SameValues;
 use crate::styles::annotations::{Annotations, Constraint};
 use crate::styles::layout::OnAxes;
+use petgraph::graph::NodeIndex;
 use rustc_hash::{FxHashMap, FxHashSet};
+use tpc_ir::block::Resized;
 use tpc_ir::reason::{Cause, Reason};
 use tpc_ir::{AxisId, Graph, InputId, Mesh, ModulePath, OutputKind, Sharding, Type, Value, text};
 
@@ -97,26 +99,11 @@ impl Obligations {
         annotations: &Annotations,
         same: &SameValues,
     ) -> Self {
-        if annotations.results.is_empty() && annotations.uses.is_empty() {
+        let wanted = wanted(logical, annotations);
+        if wanted.is_empty() {
             return self;
         }
         let copies = same.by_value();
-        let outputs: FxHashSet<Value> = logical.outputs.iter().map(|o| o.value).collect();
-        let (mut results, mut uses): (Vec<_>, Vec<_>) =
-            (annotations.results.iter().collect(), annotations.uses.iter().collect());
-        results.sort_by_key(|(node, _)| **node);
-        uses.sort_by_key(|(reader, _)| **reader);
-        // Each value, what reads it if that matters, and its placement.
-        let mut wanted: Vec<(Value, Option<Value>, &Constraint)> = Vec::new();
-        for (&node, constraints) in results {
-            if !outputs.contains(&node.into()) {
-                wanted.extend(lasting(constraints).map(|c| (Value::from(node), None, c)));
-            }
-        }
-        for (&(node, operand), constraints) in uses {
-            let read = logical.operands(node).get(operand as usize).copied();
-            wanted.extend(read.into_iter().flat_map(|v| lasting(constraints).map(move |c| (v, Some(node.into()), c))));
-        }
         for (value, reader, Constraint { at, why }) in wanted {
             let candidates = copies(value);
             let is_read = |v: Value| {
@@ -132,6 +119,34 @@ impl Obligations {
             }
         }
         self
+    }
+
+    /// The obligations of a program that was made longer. `logical` and `annotations` are those of the long program, and
+    /// `placed` is the long program itself, made from the one that meets these obligations.
+    #[must_use]
+    pub fn lengthened(&self, logical: &Graph, annotations: &Annotations, placed: &Resized) -> Obligations {
+        let mut found = Obligations::of(logical, annotations);
+        let mut values: FxHashMap<Value, Vec<&Obligation>> = FxHashMap::default();
+        for obligation in &self.list {
+            if let Subject::Value(value) = &obligation.subject {
+                values.entry(*value).or_default().push(obligation);
+            }
+        }
+        let most = values.values().map(Vec::len).max().unwrap_or(0);
+        let of = |node: NodeIndex, result: u32| values.get(&Value { node, result }).map_or(&[][..], Vec::as_slice);
+        let results = values.keys().map(|value| value.result + 1).max().unwrap_or(0);
+        for (result, i) in (0..results).flat_map(|result| (0..most).map(move |i| (result, i))) {
+            let whys = placed.reasons(|node| of(node, result).get(i).map(|o| o.why.clone()).unwrap_or_default());
+            for ((node, source), why) in placed.graph.nodes().zip(&placed.source).zip(whys) {
+                if let Some(obligation) = source.and_then(|source| of(source, result).get(i)) {
+                    let subject = Subject::Value(Value { node, result });
+                    found.list.push(Obligation { subject, at: obligation.at.clone(), why });
+                }
+            }
+        }
+        let kept = found.list.iter().filter(|o| matches!(o.subject, Subject::Value(_))).count();
+        found.given_up = wanted(logical, annotations).len().saturating_sub(kept);
+        found
     }
 
     /// Whether a placed program meets all of them.
@@ -172,6 +187,27 @@ impl Obligations {
         };
         other_mesh.into_iter().chain(list.iter().filter_map(violation))
     }
+}
+
+/// The placements that a plan demands of values inside a logical program: each value, what reads it if that matters, and the
+/// placement.
+fn wanted<'a>(logical: &Graph, annotations: &'a Annotations) -> Vec<(Value, Option<Value>, &'a Constraint)> {
+    let outputs: FxHashSet<Value> = logical.outputs.iter().map(|o| o.value).collect();
+    let (mut results, mut uses): (Vec<_>, Vec<_>) =
+        (annotations.results.iter().collect(), annotations.uses.iter().collect());
+    results.sort_by_key(|(node, _)| **node);
+    uses.sort_by_key(|(reader, _)| **reader);
+    let mut wanted: Vec<(Value, Option<Value>, &Constraint)> = Vec::new();
+    for (&node, constraints) in results {
+        if !outputs.contains(&node.into()) {
+            wanted.extend(lasting(constraints).map(|c| (Value::from(node), None, c)));
+        }
+    }
+    for (&(node, operand), constraints) in uses {
+        let read = logical.operands(node).get(operand as usize).copied();
+        wanted.extend(read.into_iter().flat_map(|v| lasting(constraints).map(move |c| (v, Some(node.into()), c))));
+    }
+    wanted
 }
 
 /// The constraints on a value that no later one overrides. They are applied one after the other, each to its axes.

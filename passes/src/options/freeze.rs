@@ -28,7 +28,7 @@ pub fn freeze(graph: &Graph, patterns: &[String]) -> Result<Graph, OptionError> 
     }
     let mut frozen: BTreeSet<&ModulePath> = BTreeSet::new();
     for pattern in patterns {
-        let (path, back) = pattern.strip_prefix('!').map_or((pattern.as_str(), false), |path| (path, true));
+        let (path, back) = read(pattern);
         let matches =
             Pattern::new(path).map_err(|problem| OptionError::Pattern { pattern: pattern.clone(), problem })?;
         let matched: Vec<&ModulePath> = trained.iter().filter(|name| covers(&matches, name)).collect();
@@ -69,6 +69,16 @@ pub fn freeze(graph: &Graph, patterns: &[String]) -> Result<Graph, OptionError> 
         if gone.contains(&node) { Vec::new() } else { copy(new, &kept, node, &operands) }
     });
     Ok(rebuilt)
+}
+
+/// The path pattern of a text, and whether it unfreezes.
+fn read(pattern: &str) -> (&str, bool) {
+    pattern.strip_prefix('!').map_or((pattern, false), |path| (path, true))
+}
+
+/// The path patterns of some texts, whether they freeze or unfreeze.
+pub fn paths(patterns: &[String]) -> Vec<&str> {
+    patterns.iter().map(|pattern| read(pattern).0).collect()
 }
 
 /// Whether a pattern matches a parameter or a module that contains it.

@@ -77,6 +77,10 @@ impl ParallelStyle for ColwiseParallel {
         ACCEPTS
     }
 
+    fn may_tell_paths_apart(&self) -> bool {
+        false
+    }
+
     fn demand(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         let input = self.input_layouts.map(|l| Prepare::from(l, Layout::Replicate));
         let output = self.output_layouts.map(Prepare::to);
@@ -92,6 +96,10 @@ impl ParallelStyle for RowwiseParallel {
 
     fn accepts(&self) -> &'static str {
         ACCEPTS
+    }
+
+    fn may_tell_paths_apart(&self) -> bool {
+        false
     }
 
     fn demand(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {

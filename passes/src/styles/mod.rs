@@ -20,6 +20,7 @@
 //! | from a plan to placements; the demands of a plan | [`annotate()`], [`annotations`] |
 //! | why a plan does not fit | `error` |
 
+mod alike;
 mod annotate;
 pub mod annotations;
 mod axes;

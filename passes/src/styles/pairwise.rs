@@ -59,6 +59,10 @@ impl ParallelStyle for PairwiseParallel {
         "pairs of linears that follow each other"
     }
 
+    fn may_tell_paths_apart(&self) -> bool {
+        false
+    }
+
     fn demand(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         cut_pairs(&module.pairs(), module, to);
         Ok(())
@@ -72,6 +76,10 @@ impl ParallelStyle for PairwiseSequenceParallel {
 
     fn accepts(&self) -> &'static str {
         "pairs of linears that follow each other"
+    }
+
+    fn may_tell_paths_apart(&self) -> bool {
+        false
     }
 
     fn demand(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
@@ -95,6 +103,10 @@ impl ParallelStyle for TensorParallelMultiheadAttention {
 
     fn accepts(&self) -> &'static str {
         "an attention: query, key and value linears (or one of all three) and an output linear"
+    }
+
+    fn may_tell_paths_apart(&self) -> bool {
+        false
     }
 
     fn demand(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {

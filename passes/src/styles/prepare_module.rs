@@ -73,6 +73,10 @@ macro_rules! style {
                 $accepts
             }
 
+            fn may_tell_paths_apart(&self) -> bool {
+                false
+            }
+
             fn demand(&self, module: &Module<'_>, $to: &mut Placements) -> Result<(), StyleError> {
                 let ($style, $path) = (self, module.path());
                 $demand

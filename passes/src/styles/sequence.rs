@@ -29,6 +29,10 @@ impl ParallelStyle for SequenceParallel {
         "norms, dropout and other modules without linears"
     }
 
+    fn may_tell_paths_apart(&self) -> bool {
+        false
+    }
+
     fn demand(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         if module.all_parameters().all(|w| w.role == Role::Vector) {
             to.result(module.path(), 0, Prepare::to(Layout::Shard(self.sequence_dim)));

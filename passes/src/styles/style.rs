@@ -26,6 +26,12 @@ pub trait ParallelStyle: Debug + Send + Sync {
     /// What the style works on, for the error if a module has nothing of it.
     fn accepts(&self) -> &str;
 
+    /// Whether two modules that differ in nothing but the indices of their paths may be placed differently. A model of which
+    /// a layer occurs many times is compiled faster if no style of its plan does that.
+    fn may_tell_paths_apart(&self) -> bool {
+        true
+    }
+
     /// Adds the placements that the style demands of a module that the path of a plan entry matches. It is an error of
     /// the plan if the style adds none.
     ///

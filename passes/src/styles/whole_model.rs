@@ -30,6 +30,10 @@ impl ParallelStyle for WholeModel {
         "linears and embeddings"
     }
 
+    fn may_tell_paths_apart(&self) -> bool {
+        false
+    }
+
     fn demand(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         let pairs = module.pairs();
         let mut spread = cut_pairs(&pairs, module, to);

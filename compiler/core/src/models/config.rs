@@ -291,6 +291,22 @@ impl ModelConfig {
         }
     }
 
+    /// The same model with another number of blocks; `None` if its blocks differ from each other.
+    pub fn with_layers(&self, layers: usize) -> Option<Self> {
+        match self {
+            Self::Decoder(c) => {
+                let window = *c.windows.first()?;
+                let alike = c.windows.iter().all(|other| *other == window);
+                let config = DecoderConfig { num_hidden_layers: layers, windows: vec![window; layers], ..c.clone() };
+                alike.then_some(Self::Decoder(config))
+            }
+            Self::Gpt2(c) if c.scale_attn_by_inverse_layer_idx => None,
+            Self::Gpt2(c) => Some(Self::Gpt2(Gpt2Config { n_layer: layers, ..c.clone() })),
+            Self::Bert(c) => Some(Self::Bert(BertConfig { num_hidden_layers: layers, ..c.clone() })),
+            Self::Interleaved(c) => Some(Self::Interleaved(InterleavedConfig { n_layers: layers, ..c.clone() })),
+        }
+    }
+
     /// The parameter that holds the token embedding, and its elements in the padding row, if it has one.
     pub fn padding_row(&self) -> Option<(&'static str, Range<usize>)> {
         let bare = self.head().kind() == HeadKind::Bare;
