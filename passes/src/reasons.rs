@@ -26,8 +26,8 @@ pub fn explain(graph: &mut Graph) {
     explain_as(graph, None);
 }
 
-/// [`explain`] for a program that was made from a short one: a reason counts the tensors of the long one. `None` if the blocks of
-/// the short one are not found in it.
+/// [`explain`] for a program that was made from a short one: a reason counts the tensors of the long one. `None` if the
+/// blocks of the short one are not found in it.
 pub fn explain_short(graph: &mut Graph, short: &Shortened) -> Option<()> {
     let extents = short.extents(graph)?;
     explain_as(graph, Some(&extents));

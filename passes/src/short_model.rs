@@ -1,9 +1,9 @@
 //! A model with few elements of the list that occurs most often in it, usually its layers, which stands for the deep model.
 //!
-//! Before: a captured model of 80 layers. After: the same model with [`KEPT`] layers, and what it takes to insert the others into
-//! every program that is made from it.
+//! Before: a captured model of 80 layers. After: the same model with [`KEPT`] layers, and what it takes to insert the others
+//! into every program that is made from it.
 
-use crate::shorten::{Cut, KEPT, Shortened, counting, cut_block};
+use crate::shorten::{Cut, KEPT, Shortened};
 use std::collections::{BTreeMap, BTreeSet};
 use tpc_ir::block::{Block, Lines, Resized};
 use tpc_ir::{Graph, ModulePath, Op};
@@ -24,11 +24,10 @@ impl ShortModel {
     /// not determine the long one.
     pub fn captured(graph: &Graph) -> Option<ShortModel> {
         let lines = Lines::of(graph);
-        let (block, short, cut) = cut_block(&lines)?;
-        let elements = paths(graph).iter().filter_map(|path| block.element(path)).max()? + 1;
+        let (short, cut) = Cut::of(&lines)?;
+        let elements = paths(graph).iter().filter_map(|path| cut.block.element(path)).max()? + 1;
         let model = ShortModel { graph: short, cut, elements };
-        let long = model.lengthen(&model.graph, |long| long.graph)?;
-        lines.are_those_of(&long).then_some(model)
+        model.lengthen(&model.graph, |long| lines.are_those_of(&long.graph))?.then_some(model)
     }
 
     /// The captured program of a model that has [`KEPT`] layers and stands for one with `layers`. `None` if it has no list of
@@ -36,15 +35,12 @@ impl ShortModel {
     pub fn family(graph: Graph, layers: usize) -> Option<ShortModel> {
         let left_out = layers.checked_sub(KEPT).filter(|&left_out| left_out > 0)?;
         let paths = paths(&graph);
-        let is_list = |block: &&Block| {
+        let is_list = |block: &Block| {
             let last = paths.iter().filter_map(|path| block.element(path)).max();
             block.count == KEPT && block.lists() == 1 && last == Some(KEPT - 1)
         };
-        let cut = {
-            let blocks = Lines::of(&graph).blocks();
-            Cut { block: blocks.iter().find(is_list)?.clone(), count: KEPT + left_out }
-        };
-        Some(ShortModel { graph, cut, elements: layers })
+        let block = Lines::of(&graph).blocks().into_iter().find(is_list)?;
+        Some(ShortModel { graph, cut: Cut { block, left_out }, elements: layers })
     }
 
     /// A program that was made from this one, and stands for the same model.
@@ -56,7 +52,7 @@ impl ShortModel {
     /// The model with one more occurrence. `None` if the occurrences of the program are not alike.
     pub fn grown(&self) -> Option<ShortModel> {
         let graph = self.longer(&self.graph, |grown| grown.graph)?;
-        let cut = Cut { count: self.cut.count - 1, ..self.cut.clone() };
+        let cut = Cut { left_out: self.cut.left_out - 1, ..self.cut.clone() };
         Some(ShortModel { graph, cut, elements: self.elements })
     }
 
@@ -67,7 +63,7 @@ impl ShortModel {
 
     /// How many occurrences the program lacks.
     pub fn left_out(&self) -> usize {
-        self.cut.left_out()
+        self.cut.left_out
     }
 
     /// The paths of modules and tensors, with those of all elements of the lists. What belongs to the same part of an element
@@ -108,23 +104,17 @@ impl ShortModel {
     }
 
     fn with_block<T>(&self, look: impl FnOnce(&Block) -> T) -> Option<T> {
-        Some(look(counting(&Lines::of(&self.graph).blocks(), &self.cut.block)?))
+        Some(look(self.cut.find(&Lines::of(&self.graph).blocks())?))
     }
 
     /// Calls `make` with what makes a program as long as the model. `None` if its occurrences are not alike.
     pub fn lengthen<T>(&self, graph: &Graph, make: impl FnOnce(Resized) -> T) -> Option<T> {
-        self.longer_by(graph, self.left_out(), make)
+        self.cut.inserted(graph, self.left_out(), make)
     }
 
     /// Calls `make` with what makes a program longer by one occurrence. `None` if its occurrences are not alike.
     pub fn longer<T>(&self, graph: &Graph, make: impl FnOnce(Resized) -> T) -> Option<T> {
-        self.longer_by(graph, 1, make)
-    }
-
-    fn longer_by<T>(&self, graph: &Graph, by: usize, make: impl FnOnce(Resized) -> T) -> Option<T> {
-        let lines = Lines::of(graph);
-        let resized = lines.resized(counting(&lines.blocks(), &self.cut.block)?, i64::try_from(by).ok()?)?;
-        Some(make(resized))
+        self.cut.inserted(graph, 1, make)
     }
 }
 

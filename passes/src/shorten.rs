@@ -15,7 +15,7 @@
 //! Optimized: 6 of them. After: 80 layers, each `…, %12 = add …, %13 = all_reduce …  why: … rule 7`.
 
 use tpc_ir::Graph;
-use tpc_ir::block::{Block, BlockRegion, Lines};
+use tpc_ir::block::{Block, BlockRegion, Lines, Resized};
 
 /// How many occurrences are optimized. Those at the ends may come out different, and what moves across the border of an
 /// occurrence makes the run of equal ones shorter; two of these are needed to see how the run goes on.
@@ -27,16 +27,32 @@ const EXTRAPOLATED: usize = 2;
 /// A block of which a short program has few occurrences.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cut {
-    /// The block, as it is in the long program.
+    /// The block, as it was found.
     pub(crate) block: Block,
-    /// How many occurrences the long program has.
-    pub(crate) count: usize,
+    /// How many occurrences the short program lacks.
+    pub(crate) left_out: usize,
 }
 
 impl Cut {
-    /// How many occurrences the short program lacks.
-    pub(crate) fn left_out(&self) -> usize {
-        self.count - KEPT
+    /// Leaves out most occurrences of the largest block that has many. Also returns the short program.
+    pub(crate) fn of(lines: &Lines) -> Option<(Graph, Cut)> {
+        lines.blocks().into_iter().filter(|block| block.count > KEPT).find_map(|block| {
+            let left_out = block.count - KEPT;
+            let short = lines.resized(&block, -(left_out as i64))?.graph;
+            Some((short, Cut { block, left_out }))
+        })
+    }
+
+    /// Calls `make` with what gives a program more occurrences of the block. `None` if its occurrences are not alike.
+    pub(crate) fn inserted<T>(&self, graph: &Graph, by: usize, make: impl FnOnce(Resized) -> T) -> Option<T> {
+        let lines = Lines::of(graph);
+        let resized = lines.resized(self.find(&lines.blocks())?, i64::try_from(by).ok()?)?;
+        Some(make(resized))
+    }
+
+    /// The block, among those of a program that was made from the short one.
+    pub(crate) fn find<'a>(&self, blocks: &'a [Block]) -> Option<&'a Block> {
+        blocks.iter().find(|block| block.counts_like(&self.block))
     }
 }
 
@@ -61,7 +77,7 @@ impl Shortened {
     /// Shortens a program; `None` if nothing repeats often enough.
     pub fn of(graph: &Graph) -> Option<Shortened> {
         let mut short: Option<Shortened> = None;
-        while let Some((graph, cut)) = cut(short.as_ref().map_or(graph, |short| &short.graph)) {
+        while let Some((graph, cut)) = Cut::of(&Lines::of(short.as_ref().map_or(graph, |short| &short.graph))) {
             let mut cuts = short.map(|short| short.cuts).unwrap_or_default();
             cuts.push(cut);
             short = Some(Shortened { graph, cuts });
@@ -71,7 +87,7 @@ impl Shortened {
 
     /// The blocks that were cut, and how often each occurs.
     pub fn blocks(&self) -> Vec<(String, usize)> {
-        self.cuts.iter().rev().map(|cut| (cut.block.path.clone(), cut.count)).collect()
+        self.cuts.iter().rev().map(|cut| (cut.block.path.clone(), KEPT + cut.left_out)).collect()
     }
 
     /// How many operations of the long program each node stands for, of the short program or one that was made from it.
@@ -87,9 +103,9 @@ impl Shortened {
         let lines = Lines::of(graph);
         let blocks = lines.blocks();
         for cut in &self.cuts {
-            for BlockRegion { run, .. } in &counting(&blocks, &cut.block)?.regions {
+            for BlockRegion { run, .. } in &cut.find(&blocks)?.regions {
                 for node in lines.occurrence(run, run.count / 2) {
-                    found.times[node.index()] *= (1 + cut.left_out()) as f64;
+                    found.times[node.index()] *= (1 + cut.left_out) as f64;
                 }
                 for node in (0..run.count).flat_map(|which| lines.occurrence(run, which)) {
                     found.repeats[node.index()] = true;
@@ -113,10 +129,10 @@ impl Shortened {
         }
     }
 
-    /// A program that was made from this one with only some of the blocks cut that this one has, namely the first `cuts`. `None`
-    /// if its occurrences are not alike.
+    /// A program that was made from this one, with all occurrences of every block after the first `cuts` of those that this
+    /// one lacks. `None` if its occurrences are not alike.
     pub fn with_cuts(&self, graph: &Graph, cuts: usize) -> Option<Graph> {
-        self.lengthened_by(graph, |cut| if cut < cuts { 0 } else { self.cuts[cut].left_out() })
+        self.lengthened_by(graph, |cut| if cut < cuts { 0 } else { self.cuts[cut].left_out })
     }
 
     /// Makes a program that was made from the short one as long as the long one. `None` if its occurrences are not alike, or
@@ -138,10 +154,10 @@ impl Shortened {
         let mut total = 0.0;
         for corner in 0..1usize << self.cuts.len() {
             let is_longer = |cut: usize| corner >> cut & 1 == 1;
-            let longer = |cut: usize| if is_longer(cut) { self.cuts[cut].left_out().min(KEPT) } else { 0 };
+            let longer = |cut: usize| if is_longer(cut) { self.cuts[cut].left_out.min(KEPT) } else { 0 };
             let Some(longer) = self.lengthened_by(graph, longer) else { return Ok(None) };
             let weight = |(i, cut): (usize, &Cut)| {
-                let steps = cut.left_out() as f64 / cut.left_out().min(KEPT) as f64;
+                let steps = cut.left_out as f64 / cut.left_out.min(KEPT) as f64;
                 if is_longer(i) { steps } else { 1.0 - steps }
             };
             let weight: f64 = self.cuts.iter().enumerate().map(weight).product();
@@ -155,8 +171,7 @@ impl Shortened {
     fn lengthened_by(&self, graph: &Graph, by: impl Fn(usize) -> usize) -> Option<Graph> {
         let mut long = graph.clone();
         for (i, cut) in self.cuts.iter().enumerate().rev().filter(|&(i, _)| by(i) > 0) {
-            let lines = Lines::of(&long);
-            long = lines.resized(counting(&lines.blocks(), &cut.block)?, by(i) as i64)?.graph;
+            long = cut.inserted(&long, by(i), |longer| longer.graph)?;
         }
         Some(long)
     }
@@ -186,20 +201,6 @@ pub(crate) fn once(graph: &Graph) -> Vec<f64> {
     vec![1.0; graph.len()]
 }
 
-/// Leaves most occurrences of the largest block out that has many.
-fn cut(graph: &Graph) -> Option<(Graph, Cut)> {
-    cut_block(&Lines::of(graph)).map(|(_, graph, cut)| (graph, cut))
-}
-
-/// [`cut`], for the lines of a program. Also returns the block.
-pub(crate) fn cut_block(lines: &Lines) -> Option<(Block, Graph, Cut)> {
-    lines.blocks().into_iter().filter(|block| block.count > KEPT).find_map(|block| {
-        let cut = Cut { block: block.clone(), count: block.count };
-        let short = lines.resized(&block, -(cut.left_out() as i64))?.graph;
-        Some((block, short, cut))
-    })
-}
-
 /// Whether inputs and outputs lie in the same places, and inputs belong to the same units.
 fn same_ends(a: &Graph, b: &Graph) -> bool {
     let inputs = |graph: &Graph| {
@@ -208,9 +209,4 @@ fn same_ends(a: &Graph, b: &Graph) -> bool {
     };
     let outputs = |graph: &Graph| graph.outputs.iter().map(|output| graph.ty(output.value).clone()).collect::<Vec<_>>();
     inputs(a) == inputs(b) && outputs(a) == outputs(b)
-}
-
-/// The block that counts the same as one of another program.
-pub(crate) fn counting<'a>(blocks: &'a [Block], like: &Block) -> Option<&'a Block> {
-    blocks.iter().find(|block| block.counts_like(like))
 }

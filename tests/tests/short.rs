@@ -99,8 +99,8 @@ fn same(name: &str, captured: &Graph, plan: &Plan, on: &str, step: &StepOptions)
     let model = ShortModel::captured(captured).unwrap_or_else(|| panic!("{name}: not short"));
     let options = CompileOptions { step: step.clone(), ..CompileOptions::for_cpu() };
     let placed = ShortPlan::of(&model, &mesh(on), plan, &options).unwrap_or_else(|| panic!("{name}: not placed short"));
-    // The terms of the norm of all gradients are in one line, which is longer in a deeper model, and layers whose operations are
-    // due to different rules are blocks of their own.
+    // The terms of the norm of all gradients are in one line, which is longer in a deeper model, and layers whose operations
+    // are due to different rules are blocks of their own.
     match placed.to_text() {
         Some(text) => assert_eq!(text, fold::print(&short.placed), "{name}"),
         None => assert!(*step != StepOptions::default() || on == "tp=4", "{name}"),

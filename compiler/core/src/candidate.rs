@@ -4,9 +4,9 @@
 use crate::budget::Taken;
 use crate::compile_options::CompileOptions;
 use crate::error::Error;
-use std::collections::HashSet;
+use std::borrow::Cow;
+use tpc_ir::Graph;
 use tpc_ir::size::addressable;
-use tpc_ir::{Graph, InputId};
 use tpc_passes::check::check;
 use tpc_passes::check::obligations::Obligations;
 use tpc_passes::denotes::denotes;
@@ -169,10 +169,15 @@ fn taken(start: &Start<'_>, graph: &Graph, lower: &LowerOptions) -> Result<Taken
 /// An optimized program with what a step of several micro-batches adds up, and with the parameters gathered twice that the
 /// plan says.
 fn of_step(start: &Start<'_>, optimized: &Graph) -> Graph {
-    let gathered: HashSet<&InputId> = start.annotations.gathered.keys().collect();
-    match start.options.step.micro_batches > 1 {
-        true => reshard_after_forward(&running_sums(optimized), &gathered),
-        false => reshard_after_forward(optimized, &gathered),
+    let gathered = start.annotations.gathered.keys().collect();
+    reshard_after_forward(&with_running_sums(start.options, optimized), &gathered)
+}
+
+/// An optimized program with what a step of several micro-batches adds up.
+fn with_running_sums<'g>(options: &CompileOptions, optimized: &'g Graph) -> Cow<'g, Graph> {
+    match options.step.micro_batches > 1 {
+        true => Cow::Owned(running_sums(optimized)),
+        false => Cow::Borrowed(optimized),
     }
 }
 
@@ -195,14 +200,14 @@ pub(crate) fn placed_short(
     annotations: &Annotations,
     options: &CompileOptions,
 ) -> Option<Placed> {
-    let CompileOptions { target, search, step, .. } = options;
+    let CompileOptions { target, search, .. } = options;
     let program = logical.short();
     let propagated = propagate_short(&program, annotations, target)?;
     check(&propagated).ok()?;
     let short = logical.with(propagated.clone()).short().further();
     let (optimized, report) = optimize_short(&short, target, search, Aim::AsGiven)?;
     let optimized = short.with_cuts(&optimized, 1)?;
-    let summed = if step.micro_batches > 1 { running_sums(&optimized) } else { optimized };
+    let summed = with_running_sums(options, &optimized);
     let placed = reshard_short(&program, &summed, &annotations.gathered.keys().collect())?;
     let start = Start { logical: &logical.graph, annotations, options, propagated, short: None };
     let placed = proven(&start, placed, report).ok()?;

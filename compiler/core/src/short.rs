@@ -134,14 +134,11 @@ impl ShortPlan {
 
 /// Whether one more element makes a program the same one as the model with one more element gives.
 fn grows_into(model: &ShortModel, short: &Prepared, longer: &Prepared) -> bool {
-    let same = |short: &Graph, longer: &Graph| {
-        model.longer(short, |grown| Lines::of(&grown.graph).are_those_of(longer)).unwrap_or(false)
+    let is_captured = |grown: Resized| Lines::of(&grown.graph).are_those_of(&longer.captured);
+    let is_logical = |grown: Resized| {
+        let demands = || short.annotations.lengthened(&short.logical, &grown).by_line(&grown.graph);
+        Lines::of(&grown.graph).are_those_of(&longer.logical)
+            && demands() == longer.annotations.by_line(&longer.logical)
     };
-    let demands = |grown: Resized| {
-        let found = short.annotations.lengthened(&short.logical, &grown).by_line(&grown.graph);
-        found == longer.annotations.by_line(&longer.logical)
-    };
-    same(&short.captured, &longer.captured)
-        && same(&short.logical, &longer.logical)
-        && model.longer(&short.logical, demands).unwrap_or(false)
+    model.longer(&short.captured, is_captured) == Some(true) && model.longer(&short.logical, is_logical) == Some(true)
 }

@@ -245,8 +245,8 @@ impl<'a> Lines<'a> {
     }
 
     /// Calls `look` with every moving number of every run that has more than two occurrences: the index of the run (runs
-    /// of module regions after those of operations, then those of outputs and of terms), what the number stands for, its step, and its
-    /// value in the middle occurrence.
+    /// of module regions after those of operations, then those of outputs and of terms), what the number stands for, its
+    /// step, and its value in the middle occurrence.
     fn each_moving<'s>(&'s self, mut look: impl FnMut(usize, Number<'s>, i64, i64)) {
         let operations = self.operations.runs.len();
         let regions = operations + self.regions.runs.len();

@@ -23,20 +23,36 @@ pub struct Resized<'a> {
     pub source: Vec<Option<NodeIndex>>,
     resizing: Resizing<'a>,
     /// By line of the resized graph.
-    copies: Vec<Copied>,
+    copied: Vec<Copied>,
 }
 
 impl Resized<'_> {
-    /// Reasons for the nodes of the resized graph that follow those which `of` gives for the nodes of the original one:
-    /// paths in them continue their steps. Empty for scalar constants.
-    pub fn reasons(&self, of: impl Fn(NodeIndex) -> Reason) -> Vec<Reason> {
-        let reasons = Reasons::new(&self.resizing, of);
-        let mut copies = self.copies.iter();
-        let mut reason = |source: &Option<NodeIndex>| {
-            let copy = source.and_then(|_| copies.next());
-            copy.map(|&copy| reasons.of(&self.resizing, copy)).unwrap_or_default()
-        };
-        self.source.iter().map(&mut reason).collect()
+    /// What is said of nodes of the original graph, said of the nodes that copy them, in order. Paths in the reasons continue
+    /// their steps. `why` is the reason of a statement.
+    pub fn continued<'t, T: Clone + 't>(
+        &self,
+        said: impl Fn(NodeIndex) -> &'t [T],
+        why: impl for<'a> Fn(&'a mut T) -> &'a mut Reason,
+    ) -> Vec<(NodeIndex, Vec<T>)> {
+        let mut found: Vec<(NodeIndex, Vec<T>)> =
+            self.copies().map(|(node, source)| (node, said(source).to_vec())).collect();
+        let most = found.iter().map(|(_, said)| said.len()).max().unwrap_or(0);
+        for i in 0..most {
+            let reason = |node| said(node).get(i).map(|one| why(&mut one.clone()).clone()).unwrap_or_default();
+            let reasons = Reasons::new(&self.resizing, reason);
+            for ((_, all), &copy) in found.iter_mut().zip(&self.copied) {
+                if let Some(one) = all.get_mut(i) {
+                    *why(one) = reasons.of(&self.resizing, copy);
+                }
+            }
+        }
+        found.retain(|(_, said)| !said.is_empty());
+        found
+    }
+
+    /// The nodes that copy nodes of the original graph, in order, each with the one that it copies.
+    pub fn copies(&self) -> impl Iterator<Item = (NodeIndex, NodeIndex)> + '_ {
+        self.graph.nodes().zip(&self.source).filter_map(|(node, source)| Some((node, (*source)?)))
     }
 }
 
@@ -48,19 +64,19 @@ impl<'a> Lines<'a> {
         let resizing = Resizing::new(self, block, by)?;
         let mut built = Built { graph: Graph::with_room_for(self.graph.mesh.clone(), self.graph), ..Built::default() };
         let reasons = Reasons::new(&resizing, |node| self.graph.node(node).origin.reason.clone());
-        let mut copies = Vec::new();
+        let mut copied = Vec::new();
         resizing.each(&self.terms, &resizing.terms, |copy, mut numbers| {
             let sum = numbers.remove(0);
             built.terms.entry(sum).or_default().push((copy.of, numbers));
             Some(())
         })?;
         resizing.each(&self.operations, &resizing.runs, |copy, numbers| {
-            copies.push(copy);
+            copied.push(copy);
             built.node(self, copy.of, &numbers, reasons.of(&resizing, copy))
         })?;
         resizing.each(&self.regions, &resizing.regions, |copy, numbers| built.region(self, copy.of, &numbers))?;
         resizing.each(&self.outputs, &resizing.outputs, |copy, numbers| built.output(self, copy.of, &numbers))?;
-        Some(Resized { graph: built.graph, source: built.source, resizing, copies })
+        Some(Resized { graph: built.graph, source: built.source, resizing, copied })
     }
 }
 
@@ -84,8 +100,8 @@ impl<'a> Resizing<'a> {
         let runs = by_line(&mut block.regions.iter().map(|r| &r.run));
         let (regions, outputs) = (by_line(&mut block.module_regions.iter()), by_line(&mut block.outputs.iter()));
         let terms = by_line(&mut block.terms.iter());
-        let all = runs.values().chain(regions.values()).chain(outputs.values()).chain(terms.values());
-        if all.into_iter().any(|r| (r.count as i64) + by < 2) {
+        let mut all = runs.values().chain(regions.values()).chain(outputs.values()).chain(terms.values());
+        if all.any(|r| (r.count as i64) + by < 2) {
             return None;
         }
         let mut resizing = Resizing { of, by, runs, regions, outputs, terms, labels: HashMap::new() };

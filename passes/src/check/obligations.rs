@@ -126,22 +126,18 @@ impl Obligations {
     #[must_use]
     pub fn lengthened(&self, logical: &Graph, annotations: &Annotations, placed: &Resized) -> Obligations {
         let mut found = Obligations::of(logical, annotations);
-        let mut values: FxHashMap<Value, Vec<&Obligation>> = FxHashMap::default();
+        let mut values: FxHashMap<Value, Vec<Obligation>> = FxHashMap::default();
         for obligation in &self.list {
             if let Subject::Value(value) = &obligation.subject {
-                values.entry(*value).or_default().push(obligation);
+                values.entry(*value).or_default().push(obligation.clone());
             }
         }
-        let most = values.values().map(Vec::len).max().unwrap_or(0);
-        let of = |node: NodeIndex, result: u32| values.get(&Value { node, result }).map_or(&[][..], Vec::as_slice);
         let results = values.keys().map(|value| value.result + 1).max().unwrap_or(0);
-        for (result, i) in (0..results).flat_map(|result| (0..most).map(move |i| (result, i))) {
-            let whys = placed.reasons(|node| of(node, result).get(i).map(|o| o.why.clone()).unwrap_or_default());
-            for ((node, source), why) in placed.graph.nodes().zip(&placed.source).zip(whys) {
-                if let Some(obligation) = source.and_then(|source| of(source, result).get(i)) {
-                    let subject = Subject::Value(Value { node, result });
-                    found.list.push(Obligation { subject, at: obligation.at.clone(), why });
-                }
+        for result in 0..results {
+            let of = |node: NodeIndex| values.get(&Value { node, result }).map_or(&[][..], Vec::as_slice);
+            for (node, said) in placed.continued(of, |obligation| &mut obligation.why) {
+                let subject = Subject::Value(Value { node, result });
+                found.list.extend(said.into_iter().map(|said| Obligation { subject: subject.clone(), ..said }));
             }
         }
         let kept = found.list.iter().filter(|o| matches!(o.subject, Subject::Value(_))).count();

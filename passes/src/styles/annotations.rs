@@ -3,7 +3,8 @@
 
 use super::layout::OnAxes;
 use petgraph::graph::NodeIndex;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
+use std::slice;
 use tpc_ir::block::Resized;
 use tpc_ir::reason::{Cause, Reason};
 use tpc_ir::{AxisId, Graph, InputId, Mesh, Op, Sharding, Type, text};
@@ -60,39 +61,37 @@ pub struct Annotations {
 impl Annotations {
     /// The demands on a program that was made longer: every node has those of the node that it copies.
     pub fn lengthened(&self, short: &Graph, long: &Resized) -> Annotations {
-        let copies = || long.graph.nodes().zip(&long.source).filter_map(|(node, source)| Some((node, (*source)?)));
         let id_of = |graph: &Graph, node: NodeIndex| match &graph.node(node).op {
             Op::Input { id, .. } => Some(id.clone()),
             _ => None,
         };
-        let input = |node: NodeIndex| id_of(short, node).and_then(|id| self.inputs.get(&id));
-        let whys = long.reasons(|node| input(node).map(|a| a.why.clone()).unwrap_or_default());
-        let storage = |node: NodeIndex| id_of(short, node).and_then(|id| self.gathered.get(&id));
-        let storage_whys = long.reasons(|node| storage(node).map(|s| s.why.clone()).unwrap_or_default());
-        let mut found = Annotations { mesh: self.mesh.clone(), ..Annotations::default() };
-        for (node, source) in copies() {
-            let Some(id) = id_of(&long.graph, node) else { continue };
-            if let Some(annotation) = input(source) {
-                let why = whys[node.index()].clone();
-                found.inputs.insert(id.clone(), Annotation { why, ..annotation.clone() });
-            }
-            if let Some(storage) = storage(source) {
-                let why = storage_whys[node.index()].clone();
-                found.gathered.insert(id, Storage { why, ..storage.clone() });
-            }
-        }
-        found.results = continued(long, |node| self.results.get(&node)).collect();
+        let of_inputs = |node: NodeIndex| id_of(short, node).and_then(|id| self.inputs.get(&id));
+        let of_gathered = |node: NodeIndex| id_of(short, node).and_then(|id| self.gathered.get(&id));
+        let inputs = long.continued(|node| of_inputs(node).map_or(&[], slice::from_ref), |said| &mut said.why);
+        let gathered = long.continued(|node| of_gathered(node).map_or(&[], slice::from_ref), |said| &mut said.why);
+        let id = |node: NodeIndex| id_of(&long.graph, node);
+        let results = long.continued(|node| self.results.get(&node).map_or(&[], Vec::as_slice), |said| &mut said.why);
         let operands = self.uses.keys().map(|&(_, operand)| operand + 1).max().unwrap_or(0);
-        for operand in 0..operands {
-            let uses = continued(long, |node| self.uses.get(&(node, operand)));
-            found.uses.extend(uses.map(|(node, constraints)| ((node, operand), constraints)));
+        let uses = (0..operands).flat_map(|operand| {
+            let of = |node| self.uses.get(&(node, operand)).map_or(&[][..], Vec::as_slice);
+            let uses = long.continued(of, |said| &mut said.why).into_iter();
+            uses.map(move |(node, said)| ((node, operand), said))
+        });
+        Annotations {
+            mesh: self.mesh.clone(),
+            inputs: inputs.into_iter().filter_map(|(node, said)| Some((id(node)?, said.into_iter().next()?))).collect(),
+            gathered: gathered
+                .into_iter()
+                .filter_map(|(node, said)| Some((id(node)?, said.into_iter().next()?)))
+                .collect(),
+            results: results.into_iter().collect(),
+            uses: uses.collect(),
+            sums: long.copies().filter(|(_, source)| self.sums.contains(source)).map(|(node, _)| node).collect(),
         }
-        found.sums = copies().filter(|(_, source)| self.sums.contains(source)).map(|(node, _)| node).collect();
-        found
     }
 
-    /// The same with the numbers of lines for nodes, so that the demands on two graphs of the same lines are comparable. Where a
-    /// scalar constant is in the list of nodes does not matter.
+    /// The same with the numbers of lines for nodes, so that the demands on two graphs of the same lines are comparable.
+    /// Where a scalar constant is in the list of nodes does not matter.
     #[must_use]
     pub fn by_line(&self, graph: &Graph) -> Annotations {
         let lines = text::number(graph);
@@ -125,22 +124,4 @@ impl Annotations {
         let why = causes.into_iter().fold(Reason::default(), |why, cause| why.and(cause));
         Annotation { sharding, why }
     }
-}
-
-/// The constraints on the nodes of a program that was made longer, from those on the nodes that they copy.
-fn continued<'c>(
-    long: &Resized,
-    of: impl Fn(NodeIndex) -> Option<&'c Vec<Constraint>>,
-) -> impl Iterator<Item = (NodeIndex, Vec<Constraint>)> {
-    let sources = || long.graph.nodes().zip(&long.source).filter_map(|(node, source)| Some((node, of((*source)?)?)));
-    let mut found: BTreeMap<NodeIndex, Vec<Constraint>> =
-        sources().map(|(node, constraints)| (node, constraints.clone())).collect();
-    let most = found.values().map(Vec::len).max().unwrap_or(0);
-    for i in 0..most {
-        let whys = long.reasons(|node| of(node).and_then(|c| c.get(i)).map(|c| c.why.clone()).unwrap_or_default());
-        for (node, constraints) in &mut found {
-            constraints.iter_mut().skip(i).take(1).for_each(|c| c.why = whys[node.index()].clone());
-        }
-    }
-    found.into_iter()
 }
