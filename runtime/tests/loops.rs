@@ -415,6 +415,117 @@ pub(crate) fn random_programs_over_random_strides() {
     }
 }
 
+/// Loops without reductions, whose tiles span several dimensions: transposed, broadcast and spread-out operands of all element
+/// types, indices, random numbers, and results that are spread out, accumulated or written over an operand.
+#[test]
+pub(crate) fn short_rows_share_tiles() {
+    let mut rng = Lcg(78);
+    for round in 0..400 {
+        let sizes = [2, 2, 3, 4, 5, 8, 16, 33, 60, 127, 150];
+        let rank = 2 + rng.below(4);
+        let mut dims: Vec<usize> = (0..rank).map(|_| sizes[rng.below(sizes.len())]).collect();
+        while dims.iter().product::<usize>() > 20_000 {
+            let longest = (0..rank).max_by_key(|&d| dims[d]).unwrap();
+            dims[longest] /= 2;
+        }
+        let mut b = Builder::new();
+        let (mut body, mut data, mut live) = (Vec::new(), Vec::new(), Vec::new());
+        // A view of these dimensions, in any order and direction, with or without a gap after each element.
+        let mut spread = |b: &mut Builder, rng: &mut Lcg, kept: Vec<usize>, dtype| {
+            let mut order = kept;
+            for i in (1..order.len()).rev() {
+                order.swap(i, rng.below(i + 1));
+            }
+            let mut shape: Vec<usize> = order.iter().map(|&d| dims[d]).collect();
+            shape.push(1 + rng.below(2));
+            let mut view = b.buffer(dtype, &shape);
+            data.push(rng.integers(view.elements()));
+            let mut strides = vec![0; rank];
+            for (&d, &s) in order.iter().zip(&view.strides) {
+                strides[d] = s;
+                if rng.below(4) == 0 {
+                    view.offset += (dims[d] - 1) * s as usize;
+                    strides[d] = -s;
+                }
+            }
+            (view, strides)
+        };
+        let mut loaded = Vec::new();
+        for _ in 0..1 + rng.below(4) {
+            let dtype = [DType::F32, DType::F32, DType::BF16, DType::F64, DType::I64, DType::U8][rng.below(6)];
+            let kept = (0..rank).filter(|_| rng.below(4) > 0).collect();
+            let (view, strides) = spread(&mut b, &mut rng, kept, dtype);
+            live.push(body.len());
+            loaded.push((view.clone(), strides.clone()));
+            body.push(Instruction::Load { view, strides });
+        }
+        for _ in 0..rng.below(3) {
+            let dim = rng.below(rank);
+            live.push(body.len());
+            body.push(Instruction::Index { dim, offset: rng.below(3), dtype: [DType::F32, DType::I64][rng.below(2)] });
+        }
+        let is_random = rng.below(4) == 0;
+        if is_random {
+            body.push(constant(7.0, DType::I64));
+            let index = (0..rank).map(|d| (d, d, 1 + rng.below(50))).collect();
+            let distribution = Distribution::Uniform(Scalar::float(0.0), Scalar::float(1.0));
+            let seed = body.len() - 1;
+            live.push(body.len());
+            body.push(Instruction::Random { distribution, stream: 3, seed, index, dtype: DType::F32 });
+        }
+        for _ in 0..1 + rng.below(5) {
+            let pick = |rng: &mut Lcg| live[rng.below(live.len())];
+            let (x, y, z) = (pick(&mut rng), pick(&mut rng), pick(&mut rng));
+            let ins = match rng.below(5) {
+                0 => map(MapFn::Neg, &[x], DType::F32),
+                1 => {
+                    body.push(map(MapFn::Gt, &[x, y], DType::Bool));
+                    map(MapFn::Select, &[body.len() - 1, z, x], DType::F32)
+                }
+                2 => map(MapFn::Max, &[x, y], DType::F32),
+                _ => map(MapFn::Add, &[x, y], DType::F32),
+            };
+            live.push(body.len());
+            body.push(ins);
+        }
+        let last = live[live.len() - 1];
+        for &arg in live.iter().rev().take(2) {
+            let dtype = [DType::F32, DType::F32, DType::BF16, DType::F64, DType::I64, DType::I32][rng.below(6)];
+            let dtype = if is_random { DType::F32 } else { dtype };
+            let (view, strides) = spread(&mut b, &mut rng, (0..rank).collect(), dtype);
+            body.push(Instruction::Store { view, strides, arg, accumulate: None });
+        }
+        if rng.below(4) == 0 {
+            let kept = (0..rank).filter(|_| rng.below(4) > 0).collect();
+            let (view, strides) = spread(&mut b, &mut rng, kept, DType::F32);
+            let op = if is_random { ReduceOp::Max } else { ReduceOp::Sum };
+            body.push(accumulate(&view, &strides, last, op));
+        }
+        // An operand with an element for each index may be overwritten.
+        if let Some((view, strides)) = loaded.into_iter().find(|(_, strides)| !strides.contains(&0)) {
+            body.push(Instruction::Store { view, strides, arg: last, accumulate: None });
+        }
+        println!("round {round}: {dims:?}");
+        check(b, Loop { dims: dims.clone(), body }, &data, 1e-6);
+    }
+}
+
+/// A sum over a short row is one of its row, whatever else the loop runs along, and is refused where it is none.
+#[test]
+pub(crate) fn short_rows_that_are_summed_stay_rows() {
+    let mut b = Builder::new();
+    let (x, sums) = (b.buffer(DType::F32, &[4, 6, 30, 64]), b.buffer(DType::F32, &[4, 30]));
+    let body = vec![load(&x), accumulate(&sums, &[30, 0, 1, 0], 0, ReduceOp::Sum)];
+    let data = vec![(0..x.elements()).map(|i| (i % 7) as f64).collect(), vec![0.0; 120]];
+    check(b, Loop { dims: vec![4, 6, 30, 64], body: body.clone() }, &data, 0.0);
+    let mut b = Builder::new();
+    let (x, sums) = (b.buffer(DType::F32, &[4, 6, 30, 64]), b.buffer(DType::F32, &[4, 30]));
+    let once = Instruction::Store { view: sums, strides: vec![30, 0, 1, 0], arg: 0, accumulate: None };
+    b.step(Action::Loop(Loop { dims: vec![4, 6, 30, 64], body: vec![load(&x), once] }));
+    let error = tpc_runtime::Session::launch(vec![b.program], Default::default()).err().unwrap();
+    assert!(error.to_string().contains("varies along the row"), "{error}");
+}
+
 #[test]
 pub(crate) fn broken_loops_are_errors_when_loading() {
     type Case = (&'static str, fn(&View) -> Vec<Instruction>);

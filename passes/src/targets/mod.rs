@@ -94,9 +94,14 @@ pub struct Share {
 pub struct Loops {
     /// Elements per second of an addition, a comparison or the like.
     pub arithmetic: f64,
-    /// Elements per second of a division, a root, an exponential or the like.
+    /// Elements per second of a division or a square root.
+    pub divisions: f64,
+    /// Elements per second of an exponential, a sine or the like.
     pub functions: f64,
-    /// Seconds that it takes to apply a function, a load or a store to a row, in addition to its elements.
+    /// Elements per second that are copied from short rows, or to them, where several rows are computed together.
+    pub copies: f64,
+    /// Seconds that it takes to apply a function, a load or a store to a row or to several short ones, in addition to its
+    /// elements.
     pub dispatch: f64,
 }
 

@@ -180,10 +180,14 @@ fn sizes(object: &Object<'_>, key: &'static str, names: [&'static str; 2]) -> Re
 }
 
 fn loops(loops: Object<'_>) -> Result<Loops, TargetError> {
-    let loops = loops.known(&["arithmetic", "functions", "dispatch"])?;
+    let loops = loops.known(&["arithmetic", "divisions", "functions", "copies", "dispatch"])?;
+    let arithmetic = loops.positive("arithmetic", "the elements per second of an addition")?;
+    let functions = loops.positive("functions", "the elements per second of an exponential")?;
     Ok(Loops {
-        arithmetic: loops.positive("arithmetic", "the elements per second of an addition")?,
-        functions: loops.positive("functions", "the elements per second of a division or an exponential")?,
+        arithmetic,
+        divisions: loops.perhaps("divisions")?.unwrap_or(functions),
+        functions,
+        copies: loops.perhaps("copies")?.unwrap_or(arithmetic),
         dispatch: loops.positive("dispatch", "the seconds that applying a function to a row costs")?,
     })
 }
@@ -278,8 +282,14 @@ impl Target {
             let cache = |Cache { bytes, bandwidth }: &Cache| json!({"bytes": bytes, "bandwidth": bandwidth});
             described["caches"] = device.caches.iter().map(cache).collect();
         }
-        if let Some(Loops { arithmetic, functions, dispatch }) = device.loops {
-            described["loops"] = json!({"arithmetic": arithmetic, "functions": functions, "dispatch": dispatch});
+        if let Some(Loops { arithmetic, divisions, functions, copies, dispatch }) = device.loops {
+            described["loops"] = json!({
+                "arithmetic": arithmetic,
+                "divisions": divisions,
+                "functions": functions,
+                "copies": copies,
+                "dispatch": dispatch,
+            });
         }
         for (key, number) in [
             ("launch", device.launch),
@@ -313,11 +323,22 @@ mod tests {
         named.name = "a \"name\"\n".into();
         named.device.product_shares = [1e5, 2.5e6].map(|bytes| Share { bytes, share: 1.0 / bytes }).to_vec();
         named.device.caches = vec![Cache { bytes: 2e6, bandwidth: 1e11 }];
-        named.device.loops = Some(Loops { arithmetic: 1e10, functions: 1.5e9, dispatch: 4e-9 });
+        named.device.loops =
+            Some(Loops { arithmetic: 1e10, divisions: 4e9, functions: 1.5e9, copies: 3e9, dispatch: 4e-9 });
         all.push(named);
         for target in all {
             assert_eq!(Target::from_json(&target.to_json()).unwrap(), target, "{}", target.to_json());
         }
+    }
+
+    /// A profile that does not say what divisions and copies cost takes the next rate that it has.
+    #[test]
+    fn rates_of_loops_that_are_missing_are_those_of_others() {
+        let mut json: Json = serde_json::from_str(&Target::cpu().to_json()).unwrap();
+        json["device"]["loops"] = json!({"arithmetic": 3e10, "functions": 1.5e9, "dispatch": 4e-9});
+        let loops = Target::from_json(&json.to_string()).unwrap().device.loops.unwrap();
+        let same = Loops { arithmetic: 3e10, divisions: 1.5e9, functions: 1.5e9, copies: 3e10, dispatch: 4e-9 };
+        assert_eq!(loops, same);
     }
 
     /// Every object of the schema has exactly the keys that the parser knows, and requires those that the parser needs.
@@ -328,7 +349,7 @@ mod tests {
         full.links.axes.insert("dp".into(), full.links.default);
         full.device.product_shares = vec![Share { bytes: 1.0, share: 1.0 }];
         full.device.caches = vec![Cache { bytes: 1.0, bandwidth: 1.0 }];
-        full.device.loops = Some(Loops { arithmetic: 1.0, functions: 1.0, dispatch: 1.0 });
+        full.device.loops = Some(Loops { arithmetic: 1.0, divisions: 1.0, functions: 1.0, copies: 1.0, dispatch: 1.0 });
         let full: Json = serde_json::from_str(&full.to_json()).unwrap();
         let objects = [
             ("", &schema),

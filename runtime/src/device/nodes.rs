@@ -126,15 +126,15 @@ pub(crate) fn scan(l: &Loop, arena_bytes: usize, buffers: &[Buffer]) -> Result<S
     Ok(scan)
 }
 
-/// The nodes of a loop's body. `walk_rows` and `affine_rows` are the strides of accesses and of affine integers along
-/// the row; stride 0 there means uniform.
+/// The nodes of a loop's body. `walks_vary` and `affines_vary` say which accesses and affine integers are not the same for
+/// all lanes that are computed together.
 pub(crate) fn build(
     body: &[Instruction],
     scan: &Scan,
-    walk_rows: &[isize],
-    affine_rows: &[isize],
+    walks_vary: &[bool],
+    affines_vary: &[bool],
 ) -> Result<Vec<Node>, String> {
-    let mut builder = Builder { nodes: Vec::new(), walk_rows, affine_rows };
+    let mut builder = Builder { nodes: Vec::new(), walks_vary, affines_vary };
     builder.build(body, scan.reduces)?;
     peephole(&mut builder.nodes, &scan.walks);
     Ok(builder.nodes)
@@ -142,8 +142,8 @@ pub(crate) fn build(
 
 struct Builder<'a> {
     nodes: Vec<Node>,
-    walk_rows: &'a [isize],
-    affine_rows: &'a [isize],
+    walks_vary: &'a [bool],
+    affines_vary: &'a [bool],
 }
 
 impl Builder<'_> {
@@ -251,7 +251,7 @@ impl Builder<'_> {
         for (at, ins) in body.iter().enumerate() {
             match ins {
                 Instruction::Load { view, .. } => {
-                    let uniform = self.walk_rows[walk] == 0;
+                    let uniform = !self.walks_vary[walk];
                     register[at] = self.push(Kind::Load(walk), Vec::new(), LaneType::of(view.dtype), uniform);
                     walk += 1;
                 }
@@ -267,7 +267,7 @@ impl Builder<'_> {
                 }
                 Instruction::Given { .. } => unreachable!("refused when the loop was scanned"),
                 Instruction::Index { dtype, .. } => {
-                    let uniform = self.affine_rows[affine] == 0;
+                    let uniform = !self.affines_vary[affine];
                     let node = self.push(Kind::Index(affine), Vec::new(), LaneType::of(*dtype), uniform);
                     register[at] = self.round(node, *dtype);
                     affine += 1;
@@ -277,7 +277,7 @@ impl Builder<'_> {
                     if !self.nodes[seed].uniform {
                         return Err(format!("instruction {at}: the seed varies along the row"));
                     }
-                    let uniform = self.affine_rows[affine] == 0;
+                    let uniform = !self.affines_vary[affine];
                     let kind = Kind::Random { affine, distribution: *distribution, stream: *stream };
                     let node = self.push(kind, vec![seed], LaneType::of(*dtype), uniform);
                     register[at] = self.round(node, *dtype);
@@ -302,31 +302,31 @@ impl Builder<'_> {
                 }
                 Instruction::Store { view, arg, accumulate, .. } => {
                     let x = self.convert(register[*arg], LaneType::of(view.dtype));
-                    let row = self.walk_rows[walk];
+                    let varies = self.walks_vary[walk];
                     let uniform = self.nodes[x].uniform;
                     match accumulate {
-                        None if row == 0 && !uniform => {
+                        None if !varies && !uniform => {
                             return Err(format!(
                                 "instruction {at} stores r{arg}, which varies along the row, in a single element; reduce it or accumulate"
                             ));
                         }
                         None => {
-                            self.push(Kind::Store(walk), vec![x], self.nodes[x].lane, uniform && row == 0);
+                            self.push(Kind::Store(walk), vec![x], self.nodes[x].lane, uniform && !varies);
                         }
                         Some(op) => {
-                            let x = if row == 0 {
+                            let x = if !varies {
                                 self.push(Kind::Reduce(*op), vec![x], self.nodes[x].lane, true)
                             } else {
                                 x
                             };
-                            self.push(Kind::Accumulate(walk, *op), vec![x], self.nodes[x].lane, row == 0);
+                            self.push(Kind::Accumulate(walk, *op), vec![x], self.nodes[x].lane, !varies);
                         }
                     }
                     walk += 1;
                 }
             }
         }
-        debug_assert_eq!(walk, self.walk_rows.len());
+        debug_assert_eq!(walk, self.walks_vary.len());
         Ok(())
     }
 }

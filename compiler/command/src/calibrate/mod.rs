@@ -143,11 +143,12 @@ pub fn measure(name: &str, backend: Backend, ranks: usize, long: Duration) -> Ou
     };
     let ((launch, f32, shares), (_, bf16, _)) = (products(DType::F32)?, products(DType::BF16)?);
     let loops = if is_cpu { Some(loops::measure(&machine)?) } else { None };
-    if let Some(Loops { arithmetic, functions, dispatch }) = loops {
+    if let Some(Loops { arithmetic, divisions, functions, copies, dispatch }) = loops {
+        let [arithmetic, divisions, functions, copies] =
+            [arithmetic, divisions, functions, copies].map(|rate| format!("{:.2} G", rate / 1e9));
         lines.push(format!(
-            "loops: {:.2} G additions/s and {:.2} G divisions or exponentials/s per rank, {:.2} ns for each in a row",
-            arithmetic / 1e9,
-            functions / 1e9,
+            "loops: {arithmetic} additions/s, {divisions} divisions or roots/s and {functions} exponentials/s per rank, \
+             {:.2} ns to apply one of them to a tile; {copies} elements/s copied from or to short rows",
             dispatch * 1e9
         ));
     }
@@ -187,7 +188,9 @@ pub fn measure(name: &str, backend: Backend, ranks: usize, long: Duration) -> Ou
     target.device.product_shares = if is_cpu { shares } else { Vec::new() };
     target.device.loops = loops.map(|loops| Loops {
         arithmetic: rounded(loops.arithmetic),
+        divisions: rounded(loops.divisions),
         functions: rounded(loops.functions),
+        copies: rounded(loops.copies),
         dispatch: rounded(loops.dispatch),
     });
     if backend == Backend::Cpu {

@@ -20,8 +20,8 @@ use crate::device::nodes::{self, Walk, must_keep_order};
 use tpc_ir::program::{Buffer, Contract, ContractDim, Instruction, Loop, View};
 use tpc_ir::{DType, MapFn};
 
-/// Rows of blocks that are shorter than this are better left to a loop after the product, which may merge them or
-/// iterate in another order.
+/// Rows of blocks that are shorter than this are better left to a loop after the product, which may merge them, compute several
+/// of them together or iterate in another order.
 const SHORT_ROW: usize = 32;
 
 /// A prepared product with its epilogue.

@@ -4,8 +4,9 @@
 //! instructions, then its row instructions on one tile after the other (so that the registers of a tile stay in the L1
 //! cache), then the uniform instructions that need the stage's reductions. Registers that live across stages hold whole
 //! rows. Operands that are dense in the arena in the lane's own type are used and written in place.
+//! A tile is a piece of a row or, where rows are short, several rows ([`Span`]).
 
-use super::vector::{Kernel, LoadKernel, ReduceKernel, StoreKernel};
+use super::vector::{Grid, Kernel, LoadKernel, ReduceKernel, StoreKernel};
 use tpc_ir::op::Distribution;
 use tpc_ir::random;
 
@@ -21,6 +22,85 @@ pub(crate) enum Lanes {
     Access { index: usize, scale: usize },
 }
 
+/// What a tile spans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Span {
+    /// A piece of a row.
+    Row,
+    /// Several whole rows: as many groups as fit, each of `group` rows of `row` elements. A loop that reduces its rows never
+    /// has this span.
+    Rows { group: usize, row: usize },
+}
+
+impl Span {
+    /// The number of lanes of which every tile is a multiple.
+    pub(crate) fn unit(self) -> usize {
+        match self {
+            Span::Row => 1,
+            Span::Rows { group, row } => group * row,
+        }
+    }
+}
+
+/// How an access or an integer changes along the dimensions of a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Steps {
+    /// From an element of a row to the next.
+    pub(crate) row: isize,
+    /// From a row of a group to the next; 0 if a tile is a piece of a row.
+    pub(crate) across: isize,
+    /// From a group to the next; 0 if a tile is a piece of a row.
+    pub(crate) beyond: isize,
+}
+
+impl Steps {
+    /// Those with these strides in the dimensions of a tile, the innermost last.
+    pub(crate) fn of(strides: &[isize]) -> Self {
+        match *strides {
+            [] => Steps { row: 0, across: 0, beyond: 0 },
+            [.., beyond, across, row] => Steps { row, across, beyond },
+            // Each row is a group.
+            [across, row] => Steps { row, across, beyond: across },
+            [row] => Steps { row, across: 0, beyond: 0 },
+        }
+    }
+
+    /// Whether nothing changes.
+    pub(crate) fn are_none(self) -> bool {
+        self == Steps { row: 0, across: 0, beyond: 0 }
+    }
+
+    /// Whether consecutive lanes are consecutive elements.
+    pub(crate) fn are_dense(self, span: Span) -> bool {
+        self.row == 1
+            && match span {
+                Span::Row => true,
+                Span::Rows { group, row } => self.across == row as isize && self.beyond == (group * row) as isize,
+            }
+    }
+
+    /// The elements or integers of the first `n` lanes of a tile as grids. Each comes with its first lane and its distance
+    /// from the first element (wrapping).
+    fn grids(self, span: Span, n: usize) -> impl Iterator<Item = (usize, isize, Grid)> {
+        let Steps { row: stride, across, beyond } = self;
+        let (count, apart, grid) = match span {
+            Span::Row => (1, 0, Grid::row(n, stride)),
+            Span::Rows { group, row } => {
+                let groups = n / (group * row);
+                let rows_continue = across == stride.wrapping_mul(row as isize);
+                let groups_continue = beyond == across.wrapping_mul(group as isize);
+                match (rows_continue, groups_continue) {
+                    (true, true) => (1, 0, Grid::row(n, stride)),
+                    (true, false) => (1, 0, Grid { rows: groups, across: beyond, n: group * row, stride }),
+                    (false, true) => (1, 0, Grid { rows: groups * group, across, n: row, stride }),
+                    (false, false) => (groups, beyond, Grid { rows: group, across, n: row, stride }),
+                }
+            }
+        };
+        (0..count).map(move |i| (i * grid.rows * grid.n, apart.wrapping_mul(i as isize), grid))
+    }
+}
+
 /// A strided access to the arena.
 #[derive(Clone, Debug)]
 pub(crate) struct Access {
@@ -30,16 +110,10 @@ pub(crate) struct Access {
     pub(crate) cursor: *mut u8,
     /// Bytes per outer dimension.
     pub(crate) outer: Vec<isize>,
-    /// Elements per step of the row.
-    pub(crate) row: isize,
+    /// Elements per step within a tile.
+    pub(crate) steps: Steps,
     /// Element size.
     pub(crate) bytes: usize,
-}
-
-impl Access {
-    fn at(&self, t: usize) -> *mut u8 {
-        self.cursor.wrapping_offset(t as isize * self.row * self.bytes as isize)
-    }
 }
 
 /// An integer that is an affine function of the loop index (wrapping).
@@ -48,11 +122,11 @@ pub(crate) struct Affine {
     pub(crate) base: i64,
     pub(crate) cursor: i64,
     pub(crate) outer: Vec<i64>,
-    pub(crate) row: i64,
+    pub(crate) steps: Steps,
 }
 
-/// Fills lanes with the integers `first, first + step, …`.
-pub(crate) type IndexKernel = unsafe fn(n: usize, out: *mut u8, first: i64, step: i64);
+/// Fills lanes with the integers of a grid whose first one is given.
+pub(crate) type IndexKernel = unsafe fn(grid: Grid, out: *mut u8, first: i64);
 
 /// Fills lanes with random elements.
 pub(crate) type RandomKernel = unsafe fn(n: usize, out: *mut u8, what: (Distribution, u64, u64), first: i64, step: i64);
@@ -60,13 +134,51 @@ pub(crate) type RandomKernel = unsafe fn(n: usize, out: *mut u8, what: (Distribu
 /// A prepared instruction.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
-    Map { kernel: Kernel, out: Lanes, args: [Lanes; 3] },
-    Load { kernel: LoadKernel, access: usize, out: Lanes },
-    Store { kernel: StoreKernel, access: usize, arg: Lanes },
-    Reduce { kernel: ReduceKernel, arg: Lanes, slot: usize },
-    Repeat { kernel: ReduceKernel, arg: Lanes, slot: usize, identity: [u8; 8] },
-    Index { kernel: IndexKernel, affine: usize, out: Lanes },
-    Random { kernel: RandomKernel, affine: usize, out: Lanes, seed: Lanes, distribution: Distribution, stream: u64 },
+    Map {
+        kernel: Kernel,
+        out: Lanes,
+        args: [Lanes; 3],
+    },
+    /// `lane` is the size of a lane in bytes.
+    Load {
+        kernel: LoadKernel,
+        access: usize,
+        out: Lanes,
+        lane: usize,
+    },
+    /// `lane` is the distance of consecutive lanes in bytes: 0 if the value is uniform.
+    Store {
+        kernel: StoreKernel,
+        access: usize,
+        arg: Lanes,
+        lane: usize,
+    },
+    Reduce {
+        kernel: ReduceKernel,
+        arg: Lanes,
+        slot: usize,
+    },
+    Repeat {
+        kernel: ReduceKernel,
+        arg: Lanes,
+        slot: usize,
+        identity: [u8; 8],
+    },
+    Index {
+        kernel: IndexKernel,
+        affine: usize,
+        out: Lanes,
+        lane: usize,
+    },
+    Random {
+        kernel: RandomKernel,
+        affine: usize,
+        out: Lanes,
+        lane: usize,
+        seed: Lanes,
+        distribution: Distribution,
+        stream: u64,
+    },
 }
 
 /// Instructions between two points that need a row reduction.
@@ -99,7 +211,10 @@ pub(crate) struct FusedLoop {
     pub(crate) fills: Vec<Fill>,
     pub(crate) outer: Vec<usize>,
     pub(crate) index: Vec<usize>,
-    pub(crate) row: usize,
+    /// Lanes for each index of the outer dimensions.
+    pub(crate) lanes: usize,
+    pub(crate) span: Span,
+    /// Lanes of a tile, a multiple of [`Span::unit`].
     pub(crate) tile: usize,
     pub(crate) accesses: Vec<Access>,
     pub(crate) affines: Vec<Affine>,
@@ -114,9 +229,9 @@ unsafe impl Send for FusedLoop {}
 unsafe fn fill(f: &Fill, base: *mut u8, dims: &[(usize, isize)]) {
     match dims {
         // SAFETY: the addressed elements were checked to be in the arena when the loop was prepared.
-        [] => unsafe { (f.kernel)(1, f.value.as_ptr(), base, 1) },
+        [] => unsafe { (f.kernel)(Grid::row(1, 1), f.value.as_ptr(), base) },
         // SAFETY: as above.
-        [(n, stride)] => unsafe { (f.kernel)(*n, f.value.as_ptr(), base, *stride) },
+        [(n, stride)] => unsafe { (f.kernel)(Grid::row(*n, *stride), f.value.as_ptr(), base) },
         [(n, stride), rest @ ..] => {
             for i in 0..*n {
                 // SAFETY: as above.
@@ -165,14 +280,14 @@ impl FusedLoop {
         moves: impl Iterator<Item = isize>,
         shifts: impl Iterator<Item = i64>,
     ) {
-        debug_assert!(self.fills.is_empty() && self.outer.len() == 1);
+        debug_assert!(self.fills.is_empty() && self.outer.len() == 1 && self.span == Span::Row);
         for (a, by) in self.accesses.iter_mut().zip(moves) {
             a.cursor = a.base.wrapping_offset(by);
         }
         for (a, by) in self.affines.iter_mut().zip(shifts) {
             a.cursor = a.base.wrapping_add(by);
         }
-        (self.outer[0], self.row) = (rows, row);
+        (self.outer[0], self.lanes) = (rows, row);
         // SAFETY: passed on to the caller.
         unsafe { self.iterate(scratch) }
     }
@@ -184,8 +299,14 @@ impl FusedLoop {
         self.index.fill(0);
         let uniforms = self.uniforms.as_mut_ptr();
         loop {
-            let machine =
-                Machine { scratch, uniforms, accesses: &self.accesses, affines: &self.affines, row: self.row };
+            let machine = Machine {
+                scratch,
+                uniforms,
+                accesses: &self.accesses,
+                affines: &self.affines,
+                lanes: self.lanes,
+                span: self.span,
+            };
             for stage in &self.stages {
                 // SAFETY: operands were planned for this row length, tile and scratch.
                 unsafe { machine.stage(stage, self.tile) }
@@ -224,7 +345,8 @@ struct Machine<'a> {
     uniforms: *mut u64,
     accesses: &'a [Access],
     affines: &'a [Affine],
-    row: usize,
+    lanes: usize,
+    span: Span,
 }
 
 impl Machine<'_> {
@@ -248,8 +370,8 @@ impl Machine<'_> {
                 unsafe { *self.uniforms.add(slot) = u64::from_ne_bytes(identity) }
             }
             let mut t = 0;
-            while t < self.row {
-                let n = tile.min(self.row - t);
+            while t < self.lanes {
+                let n = tile.min(self.lanes - t);
                 for op in &stage.rows {
                     // SAFETY: passed on to the caller.
                     unsafe { self.execute(op, t, n) }
@@ -277,13 +399,19 @@ impl Machine<'_> {
                     ];
                     kernel(n, self.pointer(*out, t), &args);
                 }
-                Op::Load { kernel, access, out } => {
-                    let a = &self.accesses[*access];
-                    kernel(n, a.at(t), a.row, self.pointer(*out, t));
+                Op::Load { kernel, access, out, lane } => {
+                    let (a, out) = (&self.accesses[*access], self.pointer(*out, t));
+                    let from = a.cursor.wrapping_offset(self.distance(a.steps, t) * a.bytes as isize);
+                    for (first, apart, grid) in a.steps.grids(self.span, n) {
+                        kernel(grid, from.wrapping_offset(apart * a.bytes as isize), out.wrapping_add(first * lane));
+                    }
                 }
-                Op::Store { kernel, access, arg } => {
-                    let a = &self.accesses[*access];
-                    kernel(n, self.pointer(*arg, t), a.at(t), a.row);
+                Op::Store { kernel, access, arg, lane } => {
+                    let (a, arg) = (&self.accesses[*access], self.pointer(*arg, t));
+                    let to = a.cursor.wrapping_offset(self.distance(a.steps, t) * a.bytes as isize);
+                    for (first, apart, grid) in a.steps.grids(self.span, n) {
+                        kernel(grid, arg.wrapping_add(first * lane), to.wrapping_offset(apart * a.bytes as isize));
+                    }
                 }
                 Op::Reduce { kernel, arg, slot } => {
                     kernel(n, self.pointer(*arg, t), self.uniforms.add(*slot).cast());
@@ -291,59 +419,82 @@ impl Machine<'_> {
                 Op::Repeat { kernel, arg, slot, identity } => {
                     let slot = self.uniforms.add(*slot);
                     *slot = u64::from_ne_bytes(*identity);
-                    kernel(self.row, self.pointer(*arg, t), slot.cast());
+                    kernel(self.lanes, self.pointer(*arg, t), slot.cast());
                 }
-                Op::Index { kernel, affine, out } => {
-                    let a = &self.affines[*affine];
-                    kernel(n, self.pointer(*out, t), a.cursor.wrapping_add(a.row.wrapping_mul(t as i64)), a.row);
+                Op::Index { kernel, affine, out, lane } => {
+                    let (a, out) = (&self.affines[*affine], self.pointer(*out, t));
+                    let first = a.cursor.wrapping_add(self.distance(a.steps, t) as i64);
+                    for (lane_at, apart, grid) in a.steps.grids(self.span, n) {
+                        kernel(grid, out.wrapping_add(lane_at * lane), first.wrapping_add(apart as i64));
+                    }
                 }
-                Op::Random { kernel, affine, out, seed, distribution, stream } => {
-                    let a = &self.affines[*affine];
-                    let first = a.cursor.wrapping_add(a.row.wrapping_mul(t as i64));
-                    let seed = *self.pointer(*seed, 0).cast::<i64>() as u64;
-                    kernel(n, self.pointer(*out, t), (*distribution, seed, *stream), first, a.row);
+                Op::Random { kernel, affine, out, lane, seed, distribution, stream } => {
+                    let (a, out) = (&self.affines[*affine], self.pointer(*out, t));
+                    let first = a.cursor.wrapping_add(self.distance(a.steps, t) as i64);
+                    let what = (*distribution, *self.pointer(*seed, 0).cast::<i64>() as u64, *stream);
+                    for (lane_at, apart, grid) in a.steps.grids(self.span, n) {
+                        for r in 0..grid.rows {
+                            let out = out.wrapping_add((lane_at + r * grid.n) * lane);
+                            let across = grid.across.wrapping_mul(r as isize);
+                            let first = first.wrapping_add(apart.wrapping_add(across) as i64);
+                            kernel(grid.n, out, what, first, grid.stride as i64);
+                        }
+                    }
                 }
             }
         }
     }
+
+    /// Elements or integers from the first tile to the one at lane `t` (wrapping).
+    fn distance(&self, steps: Steps, t: usize) -> isize {
+        match self.span {
+            Span::Row => steps.row.wrapping_mul(t as isize),
+            Span::Rows { group, row } => steps.beyond.wrapping_mul((t / (group * row)) as isize),
+        }
+    }
 }
 
-unsafe fn index_body<L: crate::element::Lane>(n: usize, out: *mut u8, first: i64, step: i64) {
-    // SAFETY: the caller guarantees n writable lanes.
-    let out = unsafe { std::slice::from_raw_parts_mut(out.cast::<L>(), n) };
-    let mut i = first;
-    for o in out {
-        *o = L::from_i64(i);
-        i = i.wrapping_add(step);
+unsafe fn index_body<L: crate::element::Lane>(grid: Grid, out: *mut u8, first: i64) {
+    // SAFETY: the caller guarantees `rows * n` writable lanes.
+    let out = unsafe { std::slice::from_raw_parts_mut(out.cast::<L>(), grid.rows * grid.n) };
+    for (r, row) in out.chunks_mut(grid.n.max(1)).enumerate() {
+        let mut i = first.wrapping_add(grid.across.wrapping_mul(r as isize) as i64);
+        for o in row {
+            *o = L::from_i64(i);
+            i = i.wrapping_add(grid.stride as i64);
+        }
     }
 }
 
 /// Like [`index_body`], for numbers that are exact in f32, with 32-bit conversions that are vectorized.
 #[inline(always)]
-unsafe fn small_index_body(n: usize, out: *mut u8, first: i64, step: i64) {
-    let last = first.saturating_add(step.saturating_mul(n as i64));
-    if first.abs().max(last.abs()) >= 1 << 24 {
+unsafe fn small_index_body(grid: Grid, out: *mut u8, first: i64) {
+    let along = |step: isize, n: usize| (step.unsigned_abs() as u64).saturating_mul(n as u64);
+    let most = along(grid.across, grid.rows).saturating_add(along(grid.stride, grid.n));
+    if first.unsigned_abs().saturating_add(most) >= 1 << 24 {
         // SAFETY: passed on to the caller.
-        return unsafe { index_body::<f32>(n, out, first, step) };
+        return unsafe { index_body::<f32>(grid, out, first) };
     }
-    // SAFETY: the caller guarantees n writable lanes.
-    let out = unsafe { std::slice::from_raw_parts_mut(out.cast::<f32>(), n) };
-    let (first, step) = (first as i32, step as i32);
-    for (i, o) in out.iter_mut().enumerate() {
-        *o = first.wrapping_add((i as i32).wrapping_mul(step)) as f32;
+    // SAFETY: the caller guarantees `rows * n` writable lanes.
+    let out = unsafe { std::slice::from_raw_parts_mut(out.cast::<f32>(), grid.rows * grid.n) };
+    for (r, row) in out.chunks_mut(grid.n.max(1)).enumerate() {
+        let (first, step) = (first as i32 + grid.across as i32 * r as i32, grid.stride as i32);
+        for (i, o) in row.iter_mut().enumerate() {
+            *o = first.wrapping_add((i as i32).wrapping_mul(step)) as f32;
+        }
     }
 }
 
-unsafe fn small_index(n: usize, out: *mut u8, first: i64, step: i64) {
+unsafe fn small_index(grid: Grid, out: *mut u8, first: i64) {
     // SAFETY: passed on to the caller.
-    unsafe { small_index_body(n, out, first, step) }
+    unsafe { small_index_body(grid, out, first) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn small_index_avx2(n: usize, out: *mut u8, first: i64, step: i64) {
+unsafe fn small_index_avx2(grid: Grid, out: *mut u8, first: i64) {
     // SAFETY: passed on to the caller.
-    unsafe { small_index_body(n, out, first, step) }
+    unsafe { small_index_body(grid, out, first) }
 }
 
 unsafe fn random_body<L: crate::element::Lane>(

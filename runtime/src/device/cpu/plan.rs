@@ -2,7 +2,7 @@
 //! kernels.
 
 use super::arena::Arena;
-use super::fused::{Access, Affine, Fill, FusedLoop, Lanes, Op, Stage, index_kernel, random_kernel};
+use super::fused::{Access, Affine, Fill, FusedLoop, Lanes, Op, Span, Stage, Steps, index_kernel, random_kernel};
 use super::vector::{self, LaneType};
 use crate::device::nodes::{self, Function, Kind, Node, Walk, count_uses, is_end, must_keep_order};
 use crate::element::identity;
@@ -11,8 +11,12 @@ use tpc_ir::{DType, MapFn};
 
 /// Number of lanes that are processed at a time.
 const TILE: usize = 1024;
-/// Rows shorter than this are swapped with a longer outer dimension if that is cheaper and allowed.
-const SHORT_ROW: usize = 32;
+/// A tile spans several rows that are shorter than this.
+const SHORT_ROW: usize = 128;
+/// A dimension of at most this size stays outside of tiles if the body uses its index, which is then the same in a whole tile.
+const FEW: usize = 4;
+/// Rows shorter than this that do not share tiles are swapped with a longer outer dimension if that is cheaper and allowed.
+const SWAPPED_ROW: usize = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 enum Section {
@@ -50,11 +54,11 @@ impl Nest {
         nests
     }
 
-    fn swap_with_row(&mut self, d: usize) {
-        let row = self.dims.len() - 1;
-        self.dims.swap(d, row);
+    /// Puts the dimensions into another order.
+    fn reorder(&mut self, order: &[usize]) {
+        self.dims = order.iter().map(|&d| self.dims[d]).collect();
         for s in &mut self.strides {
-            s.swap(d, row);
+            *s = order.iter().map(|&d| s[d]).collect();
         }
     }
 }
@@ -108,13 +112,21 @@ fn prepare_nest(l: &Loop, arena: &Arena, bytes: usize, buffers: &[Buffer], rigid
         dims: l.dims.clone(),
         strides: walks.iter().map(|w| w.strides.clone()).chain(affines.iter().map(|a| a.1.clone())).collect(),
     };
-    if rigid {
+    let spanned = if rigid {
         (0..l.dims.len() - 2).for_each(|_| nest.remove(0));
+        1
     } else {
-        simplify(&mut nest, &l.body, walks, strict, reduces);
-    }
-    let row = nest.dims.pop().unwrap_or(1);
-    let row_stride: Vec<isize> = nest.strides.iter_mut().map(|s| s.pop().unwrap_or(0)).collect();
+        simplify(&mut nest, &l.body, walks, strict, reduces)
+    };
+    let outside = nest.dims.len().saturating_sub(spanned);
+    let inside = nest.dims.split_off(outside);
+    let lanes: usize = inside.iter().product();
+    let span = match inside[..] {
+        [_, group, row] => Span::Rows { group, row },
+        [_, row] => Span::Rows { group: 1, row },
+        _ => Span::Row,
+    };
+    let steps: Vec<Steps> = nest.strides.iter_mut().map(|s| Steps::of(&s.split_off(outside))).collect();
     let accesses: Vec<Access> = walks
         .iter()
         .enumerate()
@@ -122,7 +134,7 @@ fn prepare_nest(l: &Loop, arena: &Arena, bytes: usize, buffers: &[Buffer], rigid
             base: at(arena, w),
             cursor: at(arena, w),
             outer: nest.strides[i].iter().map(|s| s * w.dtype.bytes() as isize).collect(),
-            row: row_stride[i],
+            steps: steps[i],
             bytes: w.dtype.bytes(),
         })
         .collect();
@@ -133,18 +145,25 @@ fn prepare_nest(l: &Loop, arena: &Arena, bytes: usize, buffers: &[Buffer], rigid
             base: *base,
             cursor: *base,
             outer: nest.strides[walks.len() + i].iter().map(|&s| s as i64).collect(),
-            row: row_stride[walks.len() + i] as i64,
+            steps: steps[walks.len() + i],
         })
         .collect();
-    let (walk_rows, affine_rows) = row_stride.split_at(walks.len());
-    let nodes = nodes::build(&l.body, &scan, walk_rows, affine_rows)?;
-    let emitted = emit(&nodes, &accesses, walks, strict, row);
+    let varies: Vec<bool> = steps.iter().map(|steps| !steps.are_none()).collect();
+    let (walks_vary, affines_vary) = varies.split_at(walks.len());
+    let nodes = nodes::build(&l.body, &scan, walks_vary, affines_vary)?;
+    let tile = match span {
+        Span::Row if strict => lanes.max(1),
+        Span::Row => TILE,
+        Span::Rows { .. } => TILE / span.unit() * span.unit(),
+    };
+    let emitted = emit(&nodes, &accesses, walks, strict, (lanes, span));
     Ok(FusedLoop {
         fills,
         index: vec![0; nest.dims.len()],
         outer: nest.dims,
-        row,
-        tile: if strict { row.max(1) } else { TILE },
+        lanes,
+        span,
+        tile,
         accesses,
         affines: prepared_affines,
         uniforms: emitted.uniforms,
@@ -173,7 +192,9 @@ fn fill(walk: &Walk, l: &Loop, arena: &Arena) -> Option<Fill> {
     })
 }
 
-fn simplify(nest: &mut Nest, body: &[Instruction], walks: &[Walk], strict: bool, reduces: bool) {
+/// Merges dimensions, and moves those that a tile spans to the end. Returns their number, which is 1 if a tile is a piece of a
+/// row.
+fn simplify(nest: &mut Nest, body: &[Instruction], walks: &[Walk], strict: bool, reduces: bool) -> usize {
     for d in (0..nest.dims.len()).rev() {
         // A row of one element stays a row if its reductions are real.
         if nest.dims[d] == 1 && !(reduces && d + 1 == nest.dims.len()) {
@@ -181,7 +202,7 @@ fn simplify(nest: &mut Nest, body: &[Instruction], walks: &[Walk], strict: bool,
         }
     }
     if strict || nest.dims.contains(&0) {
-        return;
+        return 1;
     }
     let mut d = nest.dims.len().saturating_sub(1);
     while d > 0 {
@@ -191,8 +212,77 @@ fn simplify(nest: &mut Nest, body: &[Instruction], walks: &[Walk], strict: bool,
             nest.merge(d);
         }
     }
+    if reduces {
+        return 1;
+    }
+    if let Some(inside) = inside_of_tiles(nest, body, walks) {
+        let outside = (0..nest.dims.len()).filter(|d| !inside.contains(d));
+        let order: Vec<usize> = outside.chain(inside.iter().copied()).collect();
+        nest.reorder(&order);
+        return inside.len();
+    }
+    swap_short_row(nest, body, walks);
+    1
+}
+
+/// The dimensions that a tile spans, the innermost last, where rows are short.
+///
+/// The row is the dimension along which most accesses are dense. The next two are those along which most of the others are
+/// dense, so that both sides of a transposition use whole cache lines; among equals, the inner one comes first. If the row
+/// alone is long, a tile is a piece of it.
+fn inside_of_tiles(nest: &Nest, body: &[Instruction], walks: &[Walk]) -> Option<Vec<usize>> {
+    let last = nest.dims.len().checked_sub(1)?;
+    let (accesses, affines) = nest.strides.split_at(walks.len());
+    let stores = || accesses.iter().zip(walks).filter(|(_, walk)| walk.store).map(|(strides, _)| strides);
+    // A sum over the row keeps its row, and a seed is the same for a whole tile.
+    let sums = stores().any(|s| s[last] == 0);
+    if nest.dims[last] >= SHORT_ROW || sums || !seeds_are_fixed(body) {
+        return None;
+    }
+    let dense = |d: usize| accesses.iter().filter(|s| s[d].unsigned_abs() == 1).count();
+    let indices = body.iter().filter(|ins| matches!(ins, Instruction::Index { .. } | Instruction::Random { .. }));
+    let is_indexed = |d: usize| {
+        affines.iter().zip(indices.clone()).any(|(s, ins)| s[d] != 0 && matches!(ins, Instruction::Index { .. }))
+    };
+    let is_written_once = |d: usize| stores().all(|s| s[d] != 0);
+    let stays_outside = |d: usize| nest.dims[d] <= FEW && is_indexed(d) || !is_written_once(d);
+    let mut candidates: Vec<usize> = (0..nest.dims.len()).filter(|&d| !stays_outside(d)).rev().collect();
+    candidates.sort_by_key(|&d| std::cmp::Reverse(dense(d)));
+    let mut lanes = 1;
+    let mut inside = Vec::new();
+    for d in candidates.into_iter().take(3) {
+        if lanes >= TILE / 2 {
+            break;
+        }
+        lanes *= nest.dims[d];
+        inside.insert(0, d);
+    }
+    // A tile reads all its operands before it writes, so no two lanes may be stored in one element.
+    let elements_differ = |s: &Vec<isize>| {
+        let mut dims: Vec<(usize, usize)> = inside.iter().map(|&d| (s[d].unsigned_abs(), nest.dims[d])).collect();
+        dims.sort_unstable();
+        dims.windows(2).all(|pair| pair[1].0 >= pair[0].0 * pair[0].1)
+    };
+    let pays = inside.len() > 1 || lanes >= TILE / 2;
+    (pays && stores().all(elements_differ)).then_some(inside)
+}
+
+/// Whether the seeds of all random numbers are the same in the whole loop.
+fn seeds_are_fixed(body: &[Instruction]) -> bool {
+    body.iter().all(|instruction| match instruction {
+        Instruction::Random { seed, .. } => match &body[*seed] {
+            Instruction::Constant(..) => true,
+            Instruction::Load { strides, .. } => strides.iter().all(|&s| s == 0),
+            _ => false,
+        },
+        _ => true,
+    })
+}
+
+/// Swaps a short row with a longer dimension if that is cheaper and allowed.
+fn swap_short_row(nest: &mut Nest, body: &[Instruction], walks: &[Walk]) {
     let Some((&row, outer)) = nest.dims.split_last() else { return };
-    if reduces || row >= SHORT_ROW {
+    if row >= SWAPPED_ROW {
         return;
     }
     let overwrites = |d: usize| {
@@ -209,7 +299,9 @@ fn simplify(nest: &mut Nest, body: &[Instruction], walks: &[Walk], strict: bool,
     let better = (0..outer.len()).filter(|&d| outer[d] >= 4 * row && !overwrites(d)).map(|d| (cost(d, outer[d]), d));
     let best = better.min_by(|a, b| a.0.total_cmp(&b.0));
     if let Some((_, d)) = best.filter(|b| b.0 < cost(outer.len(), row)) {
-        nest.swap_with_row(d);
+        let mut order: Vec<usize> = (0..nest.dims.len()).collect();
+        order.swap(d, outer.len());
+        nest.reorder(&order);
     }
 }
 
@@ -271,7 +363,7 @@ fn schedule(nodes: &[Node], live: &[bool], strict: bool) -> Vec<(usize, Section)
     at
 }
 
-fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: usize) -> Emitted {
+fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, (lanes, span): (usize, Span)) -> Emitted {
     let uses = count_uses(nodes);
     let live: Vec<bool> = nodes.iter().enumerate().map(|(i, n)| uses[i] > 0 || is_end(&n.kind)).collect();
     let at = schedule(nodes, &live, strict);
@@ -319,7 +411,7 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
             let size = node.lane.bytes();
             if let Kind::Load(w) = node.kind
                 && !strict
-                && is_direct_load(i, w, node, accesses, walks, nodes, &users[i], &at)
+                && is_direct_load(i, w, node, (accesses, span), walks, nodes, &users[i], &at)
             {
                 place[i] = Lanes::Access { index: w, scale: size };
                 continue;
@@ -328,7 +420,7 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
                 Kind::Store(w) => {
                     !strict
                         && at[u] == at[i]
-                        && accesses[w].row == 1
+                        && accesses[w].steps.are_dense(span)
                         && is_native(walks[w].dtype)
                         && !walks.iter().any(|other| other.at != walks[w].at && other.extent.overlaps(&walks[w].extent))
                 }
@@ -339,7 +431,7 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
                 place[i] = Lanes::Access { index: w, scale: size };
             } else {
                 let within = !strict && users[i].iter().all(|&u| at[u].0 == stage);
-                let bytes = if within { TILE.min(row) * size } else { row * size };
+                let bytes = if within { TILE.min(lanes) * size } else { lanes * size };
                 let piece = scratch.take(bytes, !within);
                 place[i] = Lanes::Scratch { offset: piece.offset, scale: if within { 0 } else { size } };
                 held[i] = Some(piece);
@@ -361,13 +453,18 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
                 uniforms[slot] = u64::from_ne_bytes(*bytes);
             }
             Kind::Load(w) => {
-                ops.push(Op::Load { kernel: vector::load_kernel(walks[*w].dtype), access: *w, out: place[i] });
+                let kernel = vector::load_kernel(walks[*w].dtype);
+                ops.push(Op::Load { kernel, access: *w, out: place[i], lane: node.lane.bytes() });
             }
-            Kind::Index(a) => ops.push(Op::Index { kernel: index_kernel(node.lane), affine: *a, out: place[i] }),
+            Kind::Index(a) => {
+                let kernel = index_kernel(node.lane);
+                ops.push(Op::Index { kernel, affine: *a, out: place[i], lane: node.lane.bytes() });
+            }
             Kind::Random { affine, distribution, stream } => ops.push(Op::Random {
                 kernel: random_kernel(node.lane),
                 affine: *affine,
                 out: place[i],
+                lane: node.lane.bytes(),
                 seed: input(0),
                 distribution: *distribution,
                 stream: *stream,
@@ -412,18 +509,15 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
             }
             Kind::Store(w) => {
                 if !written_in_place[i] {
-                    let uniform = nodes[node.inputs[0]].uniform;
-                    ops.push(Op::Store {
-                        kernel: vector::store_kernel(walks[*w].dtype, uniform),
-                        access: *w,
-                        arg: input(0),
-                    });
+                    let arg = &nodes[node.inputs[0]];
+                    let kernel = vector::store_kernel(walks[*w].dtype, arg.uniform);
+                    ops.push(Op::Store { kernel, access: *w, arg: input(0), lane: lane_step(arg) });
                 }
             }
             Kind::Accumulate(w, op) => {
-                let uniform = nodes[node.inputs[0]].uniform;
-                let kernel = vector::accumulate_kernel(*op, walks[*w].dtype, uniform);
-                ops.push(Op::Store { kernel, access: *w, arg: input(0) });
+                let arg = &nodes[node.inputs[0]];
+                let kernel = vector::accumulate_kernel(*op, walks[*w].dtype, arg.uniform);
+                ops.push(Op::Store { kernel, access: *w, arg: input(0), lane: lane_step(arg) });
             }
         }
         for x in std::mem::take(&mut expires[i]) {
@@ -440,6 +534,11 @@ fn last_of_stage(order: &[usize], at: &[(usize, Section)], stage: usize) -> usiz
     order.iter().copied().rfind(|&i| at[i].0 == stage).expect("the stage has the node")
 }
 
+/// Bytes from one lane of a stored value to the next.
+fn lane_step(node: &Node) -> usize {
+    if node.uniform { 0 } else { node.lane.bytes() }
+}
+
 fn is_native(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F64 | DType::I64)
 }
@@ -450,13 +549,13 @@ fn is_direct_load(
     i: usize,
     w: usize,
     node: &Node,
-    accesses: &[Access],
+    (accesses, span): (&[Access], Span),
     walks: &[Walk],
     nodes: &[Node],
     users: &[usize],
     at: &[(usize, Section)],
 ) -> bool {
-    if node.uniform || accesses[w].row != 1 || !is_native(walks[w].dtype) {
+    if node.uniform || !accesses[w].steps.are_dense(span) || !is_native(walks[w].dtype) {
         return false;
     }
     let last = users.iter().copied().max().unwrap_or(i);

@@ -70,17 +70,41 @@ pub(crate) use with_lane;
 /// aligned, and `out` must not overlap an operand.
 pub(crate) type Kernel = unsafe fn(n: usize, out: *mut u8, args: &[*const u8; 3]);
 
-/// Reads `n` elements at a distance of `stride` elements into lanes.
-///
-/// # Safety
-/// The conditions of [`Kernel`].
-pub(crate) type LoadKernel = unsafe fn(n: usize, from: *const u8, stride: isize, out: *mut u8);
+/// Elements in memory: `rows` rows of `n` elements. Distances are in elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grid {
+    pub(crate) rows: usize,
+    /// From a row to the next.
+    pub(crate) across: isize,
+    pub(crate) n: usize,
+    /// From an element of a row to the next.
+    pub(crate) stride: isize,
+}
 
-/// Writes `n` lanes as elements at a distance of `stride` elements.
+impl Grid {
+    /// A single row.
+    pub(crate) fn row(n: usize, stride: isize) -> Self {
+        Grid { rows: 1, across: 0, n, stride }
+    }
+
+    /// Whether the elements of a column are closer together in memory than those of a row.
+    fn is_upright(&self) -> bool {
+        let [across, stride] = [self.across, self.stride].map(isize::unsigned_abs);
+        self.rows > 1 && (1..stride).contains(&across)
+    }
+}
+
+/// Reads the elements of a grid into lanes, one row after the other.
 ///
 /// # Safety
 /// The conditions of [`Kernel`].
-pub(crate) type StoreKernel = unsafe fn(n: usize, arg: *const u8, to: *mut u8, stride: isize);
+pub(crate) type LoadKernel = unsafe fn(grid: Grid, from: *const u8, out: *mut u8);
+
+/// Writes lanes as the elements of a grid, one row after the other.
+///
+/// # Safety
+/// The conditions of [`Kernel`].
+pub(crate) type StoreKernel = unsafe fn(grid: Grid, arg: *const u8, to: *mut u8);
 
 /// Combines `n` lanes into an accumulator (f64 for floats, i64 otherwise).
 ///
@@ -639,27 +663,67 @@ pub(crate) fn round_kernel(dtype: DType) -> Kernel {
     with_element!(dtype, E => unary::<Rounded<E>>())
 }
 
+/// Applies a function to all elements, eight at a time, because rows are often too short for the loops that the compiler
+/// unrolls.
 #[inline(always)]
-unsafe fn load_body<E: Element, const FMA: bool>(n: usize, from: *const u8, stride: isize, out: *mut u8) {
-    // SAFETY: the caller guarantees n writable lanes and n readable elements at that distance.
+fn each<A: Copy, B>(from: &[A], to: &mut [B], f: impl Fn(A) -> B) {
+    let (pieces, rest) = from.as_chunks::<8>();
+    let (to_pieces, to_rest) = to.as_chunks_mut::<8>();
+    for (to, from) in to_pieces.iter_mut().zip(pieces) {
+        *to = from.map(&f);
+    }
+    for (to, &from) in to_rest.iter_mut().zip(rest) {
+        *to = f(from);
+    }
+}
+
+#[inline(always)]
+unsafe fn load_body<E: Element, const FMA: bool>(grid: Grid, from: *const u8, out: *mut u8) {
+    let Grid { rows, across, n, stride } = grid;
+    let (from, out) = (from.cast::<E>(), out.cast::<E::Lane>());
+    // SAFETY: the caller guarantees `rows * n` writable lanes and the grid's elements, which are readable. What lies between
+    // the elements of a row belongs to the same buffer.
     unsafe {
-        let from = from.cast::<E>();
-        let out = from_raw_parts_mut(out.cast::<E::Lane>(), n);
-        if stride == 1 {
-            for (o, &e) in out.iter_mut().zip(from_raw_parts(from, n)) {
-                *o = e.load();
+        if grid.is_upright() {
+            for i in 0..n {
+                let column = from.wrapping_offset(i as isize * stride);
+                for r in 0..rows {
+                    *out.add(r * n + i) = (*column.wrapping_offset(r as isize * across)).load();
+                }
             }
-        } else {
-            let mut p = from;
-            for o in out {
-                *o = (*p).load();
-                p = p.wrapping_offset(stride);
+            return;
+        }
+        let different = if across == 0 { rows.min(1) } else { rows };
+        for r in 0..different {
+            let from = from.wrapping_offset(r as isize * across);
+            let out = from_raw_parts_mut(out.add(r * n), n);
+            match stride {
+                1 => each(from_raw_parts(from, n), out, |e| e.load()),
+                // With a constant stride the compiler uses vector loads and shuffles.
+                2 => {
+                    let (last, pairs) =
+                        out.split_last_mut().map_or((None, &mut [][..]), |(last, rest)| (Some(last), rest));
+                    let elements = from_raw_parts(from, 2 * pairs.len());
+                    pairs.iter_mut().zip(elements.chunks_exact(2)).for_each(|(o, pair)| *o = pair[0].load());
+                    if let Some(last) = last {
+                        *last = (*from.wrapping_add(2 * (n - 1))).load();
+                    }
+                }
+                _ => {
+                    for (i, o) in out.iter_mut().enumerate() {
+                        *o = (*from.wrapping_offset(i as isize * stride)).load();
+                    }
+                }
             }
+        }
+        // The other rows repeat the first.
+        if let (first, others @ [_, ..]) = from_raw_parts_mut(out, rows * n).split_at_mut(different * n) {
+            others.chunks_exact_mut(n).for_each(|row| each(first, row, |x| x));
         }
     }
 }
 two_versions!(load_variant, load_body, load_avx2, <E: Element>, <>,
-    (n: usize, from: *const u8, stride: isize, out: *mut u8), LoadKernel);
+    (grid: Grid, from: *const u8, out: *mut u8), LoadKernel);
 
 /// Reads elements of a type.
 pub(crate) fn load_kernel(dtype: DType) -> LoadKernel {
@@ -667,39 +731,38 @@ pub(crate) fn load_kernel(dtype: DType) -> LoadKernel {
 }
 
 #[inline(always)]
-unsafe fn store_body<E: Element, const UNIFORM: bool, const FMA: bool>(
-    n: usize,
-    arg: *const u8,
-    to: *mut u8,
-    stride: isize,
-) {
-    // SAFETY: the caller guarantees n readable lanes (one if uniform) and n writable elements at
-    // that distance.
+unsafe fn store_body<E: Element, const UNIFORM: bool, const FMA: bool>(grid: Grid, arg: *const u8, to: *mut u8) {
+    let Grid { rows, across, n, stride } = grid;
+    let (to, arg) = (to.cast::<E>(), arg.cast::<E::Lane>());
+    // SAFETY: the caller guarantees `rows * n` readable lanes (one if uniform) and the grid's elements, which are writable.
     unsafe {
-        let to = to.cast::<E>();
-        let arg = arg.cast::<E::Lane>();
-        if UNIFORM {
-            let e = E::store(*arg);
-            if stride == 1 {
-                from_raw_parts_mut(to, n).fill(e);
-            } else {
-                for i in 0..n {
-                    *to.wrapping_offset(i as isize * stride) = e;
+        if grid.is_upright() {
+            for i in 0..n {
+                let column = to.wrapping_offset(i as isize * stride);
+                for r in 0..rows {
+                    let x = *arg.add(if UNIFORM { 0 } else { r * n + i });
+                    *column.wrapping_offset(r as isize * across) = E::store(x);
                 }
             }
-        } else if stride == 1 {
-            for (o, &x) in from_raw_parts_mut(to, n).iter_mut().zip(from_raw_parts(arg, n)) {
-                *o = E::store(x);
-            }
-        } else {
-            for i in 0..n {
-                *to.wrapping_offset(i as isize * stride) = E::store(*arg.add(i));
+            return;
+        }
+        for r in 0..rows {
+            let to = to.wrapping_offset(r as isize * across);
+            let arg = arg.add(if UNIFORM { 0 } else { r * n });
+            match (stride, UNIFORM) {
+                (1, true) => from_raw_parts_mut(to, n).fill(E::store(*arg)),
+                (1, false) => each(from_raw_parts(arg, n), from_raw_parts_mut(to, n), |x| E::store(x)),
+                _ => {
+                    for i in 0..n {
+                        *to.wrapping_offset(i as isize * stride) = E::store(*arg.add(if UNIFORM { 0 } else { i }));
+                    }
+                }
             }
         }
     }
 }
 two_versions!(store_variant, store_body, store_avx2, <E: Element>, <const UNIFORM: bool>,
-    (n: usize, arg: *const u8, to: *mut u8, stride: isize), StoreKernel);
+    (grid: Grid, arg: *const u8, to: *mut u8), StoreKernel);
 
 /// Writes elements of a type.
 pub(crate) fn store_kernel(dtype: DType, uniform: bool) -> StoreKernel {
@@ -708,38 +771,40 @@ pub(crate) fn store_kernel(dtype: DType, uniform: bool) -> StoreKernel {
 
 #[inline(always)]
 unsafe fn accumulate_body<E: Element, const OP: u8, const UNIFORM: bool, const FMA: bool>(
-    n: usize,
+    grid: Grid,
     arg: *const u8,
     to: *mut u8,
-    stride: isize,
 ) {
-    // SAFETY: the caller guarantees n readable lanes (one if uniform) and n writable elements at
-    // that distance.
+    let Grid { rows, across, n, stride } = grid;
+    let (to, arg) = (to.cast::<E>(), arg.cast::<E::Lane>());
+    // SAFETY: the caller guarantees `rows * n` readable lanes (one if uniform) and the grid's elements, which are writable.
     unsafe {
-        let to = to.cast::<E>();
-        let arg = arg.cast::<E::Lane>();
-        if stride == 1 {
-            let out = from_raw_parts_mut(to, n);
-            if UNIFORM {
-                let x = *arg;
-                for o in out {
-                    *o = E::store((*o).load().combine::<OP>(x));
+        for r in 0..rows {
+            let to = to.wrapping_offset(r as isize * across);
+            let arg = arg.add(if UNIFORM { 0 } else { r * n });
+            if stride == 1 {
+                let out = from_raw_parts_mut(to, n);
+                if UNIFORM {
+                    let x = *arg;
+                    for o in out {
+                        *o = E::store((*o).load().combine::<OP>(x));
+                    }
+                } else {
+                    for (o, &x) in out.iter_mut().zip(from_raw_parts(arg, n)) {
+                        *o = E::store((*o).load().combine::<OP>(x));
+                    }
                 }
             } else {
-                for (o, &x) in out.iter_mut().zip(from_raw_parts(arg, n)) {
-                    *o = E::store((*o).load().combine::<OP>(x));
+                for i in 0..n {
+                    let o = to.wrapping_offset(i as isize * stride);
+                    *o = E::store((*o).load().combine::<OP>(*arg.add(if UNIFORM { 0 } else { i })));
                 }
-            }
-        } else {
-            for i in 0..n {
-                let o = to.wrapping_offset(i as isize * stride);
-                *o = E::store((*o).load().combine::<OP>(*arg.add(if UNIFORM { 0 } else { i })));
             }
         }
     }
 }
 two_versions!(accumulate_variant, accumulate_body, accumulate_avx2, <E: Element>,
-    <const OP: u8, const UNIFORM: bool>, (n: usize, arg: *const u8, to: *mut u8, stride: isize), StoreKernel);
+    <const OP: u8, const UNIFORM: bool>, (grid: Grid, arg: *const u8, to: *mut u8), StoreKernel);
 
 /// Combines lanes with elements in memory; all elements must be different (no stride 0).
 pub(crate) fn accumulate_kernel(op: ReduceOp, dtype: DType, uniform: bool) -> StoreKernel {

@@ -32,13 +32,13 @@ pub(super) fn emit(rank: &mut Rank<'_>, l: &Loop) -> Result<Vec<Launch>, String>
         return Err(format!("{} dimensions", dims.len()));
     }
     let row = dims.len() - 1;
-    let along = |strides: &[isize]| if dims[row] == 1 { 0 } else { strides[row] };
-    let walk_rows: Vec<isize> = scan.walks.iter().map(|w| along(&w.strides)).collect();
-    let affine_rows: Vec<isize> = scan.affines.iter().map(|a| along(&a.1)).collect();
-    let nodes = nodes::build(&l.body, &scan, &walk_rows, &affine_rows)?;
+    let varies = |strides: &[isize]| dims[row] != 1 && strides[row] != 0;
+    let walks_vary: Vec<bool> = scan.walks.iter().map(|w| varies(&w.strides)).collect();
+    let affines_vary: Vec<bool> = scan.affines.iter().map(|a| varies(&a.1)).collect();
+    let nodes = nodes::build(&l.body, &scan, &walks_vary, &affines_vary)?;
     let strict = must_keep_order(&scan.walks, &dims);
     let mut graph = LoopGraph { dims, nodes, walks: scan.walks, affines: scan.affines };
-    let ends = ends(&graph, &walk_rows);
+    let ends = ends(&graph, &walks_vary);
     if !strict && let Some(parts) = cut(&mut graph, &ends, rank) {
         let mut launches = Vec::new();
         for part in &parts {
@@ -49,21 +49,21 @@ pub(super) fn emit(rank: &mut Rank<'_>, l: &Loop) -> Result<Vec<Launch>, String>
             };
             match made {
                 Some(made) => launches.extend(made),
-                None => return ordered::emit(rank, &graph, &walk_rows),
+                None => return ordered::emit(rank, &graph, &walks_vary),
             }
         }
         return Ok(launches);
     }
-    ordered::emit(rank, &graph, &walk_rows)
+    ordered::emit(rank, &graph, &walks_vary)
 }
 
 /// The stores of a loop. A store that accumulates over the row refers to the node that is summed.
-fn ends(graph: &LoopGraph, walk_rows: &[isize]) -> Vec<End> {
+fn ends(graph: &LoopGraph, walks_vary: &[bool]) -> Vec<End> {
     let end = |n: &Node| match n.kind {
         Kind::Store(walk) => Some(End { walk, value: n.inputs[0], accumulate: None }),
         Kind::Accumulate(walk, op) => {
             let x = n.inputs[0];
-            let value = if walk_rows[walk] == 0 { graph.nodes[x].inputs[0] } else { x };
+            let value = if !walks_vary[walk] { graph.nodes[x].inputs[0] } else { x };
             Some(End { walk, value, accumulate: Some(op) })
         }
         _ => None,

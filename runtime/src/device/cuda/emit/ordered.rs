@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 const BLOCK: usize = 256;
 
 /// Emits the kernel of a loop that must keep its order.
-pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, walk_rows: &[isize]) -> Result<Vec<Launch>, String> {
+pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, walks_vary: &[bool]) -> Result<Vec<Launch>, String> {
     let row = graph.dims.len() - 1;
     let n = graph.dims[row];
     let outer: Vec<usize> = (0..row).collect();
@@ -44,14 +44,14 @@ pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, walk_rows: &[isize]) 
                 let p = body.pointer(w);
                 let text =
                     format!("p{p}[{}] = To<{}>::of({});", body.offset(w, false), element(graph.walks[w].dtype), x[0]);
-                let once = walk_rows[w] == 0;
+                let once = !walks_vary[w];
                 steps.push_str(&if once { at_row(&text) } else { on_row(&text) });
             }
             Kind::Accumulate(w, op) => {
                 let (p, at) = (body.pointer(w), body.offset(w, false));
                 let t = element(graph.walks[w].dtype);
                 let text = format!("p{p}[{at}] = To<{t}>::of({}::of(lane(p{p}[{at}]), {}));", functor(op), x[0]);
-                steps.push_str(&if walk_rows[w] == 0 { at_row(&text) } else { on_row(&text) });
+                steps.push_str(&if walks_vary[w] { on_row(&text) } else { at_row(&text) });
                 fills.push_str(&fill(&mut body, w, op));
             }
             Kind::Reduce(op) => {

@@ -309,8 +309,8 @@ fn graph(rank: &Rank<'_>, a: &Attention, body: &[Instruction], real: DType) -> R
     let mut whole = with(&|dtype| Instruction::Load { view: view(dtype), strides: Vec::new() });
     let arg = body.len().checked_sub(1).ok_or("an empty body of attention")?;
     whole.push(Instruction::Store { view: view(real), strides: Vec::new(), arg, accumulate: None });
-    let walk_rows: Vec<isize> = scan.walks.iter().map(|w| w.strides[row]).collect();
-    let affine_rows: Vec<isize> = scan.affines.iter().map(|a| a.1[row]).collect();
-    let nodes = nodes::build(&whole, &scan, &walk_rows, &affine_rows)?;
+    let walks_vary: Vec<bool> = scan.walks.iter().map(|w| w.strides[row] != 0).collect();
+    let affines_vary: Vec<bool> = scan.affines.iter().map(|a| a.1[row] != 0).collect();
+    let nodes = nodes::build(&whole, &scan, &walks_vary, &affines_vary)?;
     Ok(LoopGraph { dims: a.dims.clone(), nodes, walks: scan.walks, affines: scan.affines })
 }
