@@ -90,6 +90,7 @@ fn agrees(graph: &Graph, inputs: &std::collections::HashMap<InputId, Tensor>) ->
         LowerOptions { bucket_bytes: 64, window: 4, ..default },
         LowerOptions { in_flight: 1, ..default },
         LowerOptions { window: 1000, bucket_bytes: usize::MAX, ..default },
+        LowerOptions { bucket_bytes: 64, memory: Some(0), ..default },
     ];
     let mut counts = Vec::new();
     let mut plain: Option<Vec<Tensor>> = None;

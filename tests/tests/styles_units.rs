@@ -71,7 +71,7 @@ fn count(seen: &Seen, phase: Phase, name: &str) -> u64 {
 }
 
 /// Checks for one gather per unit and one for the rest in the forward pass, one per unit but the last in the backward
-/// pass, and a scatter of gradients for each unit and for the rest.
+/// pass, and a scatter of gradients for each unit, which is small, and for the rest.
 fn gathers_by_unit(seen: &Seen, modules: &[&str]) {
     has_units(&seen.placed, modules);
     let count = |phase, name| count(seen, phase, name);

@@ -5,6 +5,9 @@
 //! this way do not depend on the limit. Of the candidate with which the program first fits, only as many occurrences
 //! are dropped as are needed, the first blocks of the model before the last. Dropping more leaves room in which more
 //! collectives overlap, so all later programs on the way are simulated as well, and the fastest that fits is taken.
+//!
+//! If none fits, another way is tried on which collectives may also be merged less ([`LowerOptions::split_buckets`]): the
+//! operands of a bucket are in memory until the last of them is computed.
 
 use crate::budget::{BudgetError, Taken};
 use crate::candidate::{Candidate as Found, Placed, Start, finished, proven};
@@ -31,9 +34,10 @@ fn taken(graph: &Graph, target: &Target, lower: &LowerOptions) -> Taken {
 
 /// A placed program that keeps every value.
 struct Whole<'a> {
-    options: &'a CompileOptions,
+    target: &'a Target,
     graph: &'a Graph,
-    saved: Saved,
+    saved: &'a Saved,
+    lower: LowerOptions,
 }
 
 /// A program on the way to the smallest one.
@@ -48,17 +52,20 @@ struct Smaller<'c> {
 impl Whole<'_> {
     /// What the program takes without some values.
     fn without(&self, dropped: &Dropped, lower: &LowerOptions) -> Taken {
-        taken(&rematerialize(self.graph, &self.saved, dropped), &self.options.target, lower)
+        taken(&rematerialize(self.graph, self.saved, dropped), self.target, lower)
     }
 
-    /// The bytes that the program takes without some values if nothing overlaps.
+    /// The bytes that the program takes without some values if nothing overlaps, and nothing shares a bucket where buckets may
+    /// be split.
     fn least(&self, dropped: &Dropped) -> usize {
-        self.without(dropped, &LowerOptions { overlap: false, ..self.options.lower }).bytes
+        let bucket_bytes = if self.lower.split_buckets { 0 } else { self.lower.bucket_bytes };
+        let lower = LowerOptions { overlap: false, memory: None, bucket_bytes, ..self.lower };
+        self.without(dropped, &lower).bytes
     }
 
     /// The programs on the way to the smallest one, beginning with the one that keeps everything.
     fn way<'c>(&self, all: &'c [Candidate]) -> Vec<Smaller<'c>> {
-        let prices = Prices::of(self.graph, &self.saved, &self.options.target);
+        let prices = Prices::of(self.graph, self.saved, self.target);
         let none = Dropped::default();
         let whole = self.least(&none);
         let mut last = Smaller { dropped: none, least: whole, added: Vec::new() };
@@ -108,6 +115,34 @@ impl Whole<'_> {
         }
         before.with(candidate.nodes(many))
     }
+
+    /// The fastest program on the way that fits into `limit` bytes: what it drops and takes, and the candidates on the way.
+    ///
+    /// # Errors
+    /// None fits.
+    fn fastest<'c>(
+        &self,
+        all: &'c [Candidate],
+        limit: usize,
+    ) -> Result<(Dropped, Taken, Vec<&'c Candidate>), BudgetError> {
+        let way = self.way(all);
+        let Some(first) = way.iter().position(|program| program.least <= limit) else {
+            let least = way.iter().map(|program| program.least).min().unwrap_or(usize::MAX);
+            return Err(BudgetError { limit, least });
+        };
+        let partly = match way[first].added[..] {
+            [candidate] => Some(self.partly(&way[first - 1].dropped, candidate, limit)),
+            _ => None,
+        };
+        let programs = partly.iter().chain(way[first..].iter().map(|program| &program.dropped));
+        let sized = programs.map(|dropped| (dropped, self.without(dropped, &self.lower)));
+        let fits = sized.filter(|(_, taken)| taken.bytes <= limit);
+        let Some((dropped, best)) = fits.min_by(|(_, a), (_, b)| a.seconds.total_cmp(&b.seconds)) else {
+            return Err(BudgetError { limit, least: way[first].least });
+        };
+        let dropped = dropped.clone();
+        Ok((dropped, best, way.into_iter().flat_map(|program| program.added).collect()))
+    }
 }
 
 /// The fastest program that fits into `limit` bytes, and what it takes: the placed program, or one that computes values
@@ -125,26 +160,19 @@ pub(crate) fn fitted(start: &Start<'_>, placed: Placed, limit: usize) -> Result<
     }
     let saved = saved(graph, lower);
     let all = candidates(graph, &saved);
-    let whole = Whole { options: start.options, graph, saved };
-    let way = whole.way(&all);
-    let Some(first) = way.iter().position(|program| program.least <= limit) else {
-        let least = way.iter().map(|program| program.least).min().unwrap_or(usize::MAX);
-        return Err(BudgetError { limit, least }.into());
+    let fastest = |split_buckets| {
+        let lower = LowerOptions { split_buckets, ..*lower };
+        Whole { target, graph, saved: &saved, lower }.fastest(&all, limit)
     };
-    let partly = match way[first].added[..] {
-        [candidate] => Some(whole.partly(&way[first - 1].dropped, candidate, limit)),
-        _ => None,
+    let (dropped, best, order) = match fastest(false) {
+        Err(whole) if lower.split_buckets => {
+            fastest(true).map_err(|split| BudgetError { limit, least: whole.least.min(split.least) })?
+        }
+        found => found?,
     };
-    let programs = partly.iter().chain(way[first..].iter().map(|program| &program.dropped));
-    let sized = programs.map(|dropped| (dropped, whole.without(dropped, lower)));
-    let fits = sized.filter(|(_, taken)| taken.bytes <= limit);
-    let Some((dropped, best)) = fits.min_by(|(_, a), (_, b)| a.seconds.total_cmp(&b.seconds)) else {
-        return Err(BudgetError { limit, least: way[first].least }.into());
-    };
-    let order = way.iter().flat_map(|program| &program.added);
-    let values = order.filter_map(|candidate| Recomputed::of(graph, candidate, dropped)).collect();
+    let values = order.into_iter().filter_map(|candidate| Recomputed::of(graph, candidate, &dropped)).collect();
     let recomputed = RecomputeReport { values, bytes: [free.bytes, best.bytes], seconds: [free.seconds, best.seconds] };
-    let graph = rematerialize(graph, &whole.saved, dropped);
+    let graph = rematerialize(graph, &saved, &dropped);
     let report =
         SearchReport { recomputed: Some(recomputed).filter(|report| !report.values.is_empty()), ..placed.report };
     Ok((proven(start, graph, report)?, best))

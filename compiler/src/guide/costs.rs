@@ -7,7 +7,8 @@
 //! `tests/tests/snapshots/suite__allowance__decoders.snap` and `tests/tests/snapshots/suite__allowance__fsdp.snap`.
 //!
 //! AR is an all-reduce, AG an all-gather and RS a reduce-scatter, each of one activation (under FSDP, of the parameters
-//! of one unit). An RS and an AG, which together send the same bytes, may replace an AR. L is the number of layers.
+//! of one unit, whose gradients take at most 25 MiB; those of larger units are scattered in several pieces). An RS and an
+//! AG, which together send the same bytes, may replace an AR. L is the number of layers.
 //! *Small* collectives are reductions of a few numbers, or of as many numbers as the gain of a norm. Col and row are
 //! column-wise and row-wise linears.
 //!
@@ -98,8 +99,9 @@
 //! products and attention, in as many blocks as it takes (selective and full activation checkpointing). Planned
 //! placements also lie where they take less memory, and weights are gathered a second time. Results are equal up to
 //! rounding, since kernels are fused in other ways: in f32 by about 1e-6 of the largest gradient of a parameter, in
-//! bf16 by a few units in the last place. Of all programs that fit, the one with the fastest simulated step is taken;
-//! if nothing fits, the error says how much the smallest program needs. `tpc dump-ir --json` lists what is computed a
+//! bf16 by a few units in the last place. Of the programs that are tried and fit, the one with the fastest simulated step is
+//! taken. Where none fits, collectives are sent one by one instead of in buckets, whose operands take memory; if nothing
+//! fits, the error says how much the smallest program needs. `tpc dump-ir --json` lists what is computed a
 //! second time, and in the text such operations have the reason `recomputed`. In Rust:
 //!
 //! ```

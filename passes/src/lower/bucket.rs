@@ -29,13 +29,14 @@
 //! first reader. Those of one unit ([`UnitId`], a block of the model), phase and micro-batch are one gather, at the
 //! position of the first; those without a unit are limited by `bucket_bytes`.
 //!
-//! **Scatters of gradients** of parameters that are stored in shards (also FSDP) are merged by unit, whatever its size.
-//! The gradients of a unit are sent when its backward pass is done, as in `torch.distributed.fsdp.fully_shard`.
+//! **Scatters of gradients** of parameters that are stored in shards (also FSDP) are merged within a unit. The gradients of a
+//! small unit are sent when its backward pass is done, as in `torch.distributed.fsdp.fully_shard`; those of a large one are
+//! sent, and their memory is free, before that.
 //!
 //! Shards of inputs are where the session stores them, so they are first copied side by side.
 //!
 //! Memory: per kind, an open bucket has at most `bucket_bytes` plus its last member; a gather has the gathered
-//! parameters of one unit. All decisions depend on global types only, so they are the same on every rank.
+//! parameters of one unit. Where memory is scarce, fewer collectives are merged ([`Merging`]). All decisions depend on global types only, so they are the same on every rank.
 
 use super::LowerOptions;
 use super::depend::{Dependences, is_input, source};
@@ -48,6 +49,24 @@ use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::program::wire_bytes;
 use tpc_ir::{AxisId, DType, Graph, Op, OutputKind, Phase, ReduceOp, UnitId};
+
+/// How many collectives a bucket has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Merging {
+    /// The gathers of the parameters of a unit, whatever their size, and others up to [`LowerOptions::bucket_bytes`].
+    Units,
+    /// All up to [`LowerOptions::bucket_bytes`].
+    Sizes,
+    /// Gathers of inputs up to [`LowerOptions::bucket_bytes`], and every other collective alone.
+    Gathers,
+    /// Every collective alone.
+    Nothing,
+}
+
+impl Merging {
+    /// From the largest buckets to none.
+    pub(super) const ALL: [Merging; 4] = [Merging::Units, Merging::Sizes, Merging::Gathers, Merging::Nothing];
+}
 
 /// The properties that all members of a bucket share.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,7 +113,13 @@ struct Bucket {
 }
 
 /// Merges collectives. Other kernels keep their order, except readers that wait for a bucket.
-pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, target: &Target, options: &LowerOptions) -> Vec<Kernel> {
+pub(super) fn buckets(
+    graph: &Graph,
+    kernels: Vec<Kernel>,
+    target: &Target,
+    options: &LowerOptions,
+    merging: Merging,
+) -> Vec<Kernel> {
     let found = Dependences::new(graph, &kernels);
     let (owners, turns) = (scattered(graph), turns(graph));
     let mut collectives: Vec<(Position, usize)> = Vec::new();
@@ -125,14 +150,14 @@ pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, target: &Target, opti
                 if !bucket.has_first_position() {
                     bucket.position = at;
                 }
-                bucket.open = bucket.takes_more(options);
+                bucket.open = bucket.takes_more(options, merging);
                 joined = true;
                 break;
             }
         }
         if !joined {
             let mut bucket = Bucket { kind, first: k, bytes, position: at, deadline, open: true };
-            bucket.open = bucket.takes_more(options);
+            bucket.open = bucket.takes_more(options, merging);
             all.push(bucket);
         }
     }
@@ -162,10 +187,20 @@ impl Bucket {
         self.kind.owner.is_some() && self.kind.reduce.is_none()
     }
 
+    /// Whether it gathers the parameters of a unit.
+    fn gathers_unit(&self) -> bool {
+        self.has_first_position() && matches!(self.kind.owner, Some(Owner::Unit(_)))
+    }
+
     /// Whether further members may join.
-    fn takes_more(&self, options: &LowerOptions) -> bool {
-        let of_unit = matches!(self.kind.owner, Some(Owner::Unit(_)));
-        self.bytes < options.bucket_bytes || of_unit && options.bucket_bytes > 0
+    fn takes_more(&self, options: &LowerOptions, merging: Merging) -> bool {
+        let is_small = self.bytes < options.bucket_bytes;
+        match merging {
+            Merging::Units => is_small || self.gathers_unit() && options.bucket_bytes > 0,
+            Merging::Sizes => is_small,
+            Merging::Gathers => is_small && self.has_first_position(),
+            Merging::Nothing => false,
+        }
     }
 }
 

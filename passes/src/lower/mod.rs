@@ -9,7 +9,7 @@
 //! 6. `emit`: each rank gets local shapes, strides and offsets;
 //! 7. `memory`: buffers get offsets in one arena, according to their lifetimes.
 //!
-//! Steps 1 to 5 depend on global types only and are done once for all ranks. A process that runs some of the ranks lowers
+//! Steps 1 to 5 depend on global types only and are the same for all ranks. A process that runs some of the ranks lowers
 //! only these ([`lower_some`]).
 //!
 //! Two checks run on every program: [`contents`] proves for each rank, step by step, that its memory holds the values of
@@ -75,6 +75,8 @@ pub struct LowerOptions {
     pub memory_growth: f64,
     /// Bytes that the arena of a rank may have. Overlap may use all of them, and nothing more if they do not suffice.
     pub memory: Option<usize>,
+    /// Whether buckets may be smaller if the program would otherwise exceed `memory`.
+    pub split_buckets: bool,
 }
 
 impl Default for LowerOptions {
@@ -89,6 +91,7 @@ impl Default for LowerOptions {
             in_flight: 32,
             memory_growth: 0.1,
             memory: None,
+            split_buckets: true,
         }
     }
 }
@@ -174,10 +177,29 @@ pub fn lower_ranks(graph: &Graph, schedule: &Schedule) -> Result<Vec<RankProgram
     Ok(ranks)
 }
 
-/// The schedule that all ranks have in common.
+/// The schedule that all ranks have in common. If the program exceeds [`LowerOptions::memory`], smaller buckets are tried: the
+/// operands of a bucket are in memory until the last of them is computed.
 pub fn schedule(graph: &Graph, target: &Target, options: &LowerOptions) -> Schedule {
-    let kernels = bucket::buckets(graph, kernels(graph, options), target, options);
-    schedule::schedule(graph, kernels, target, options)
+    let kernels = kernels(graph, options);
+    let merged = |kernels, merging| {
+        let kernels = bucket::buckets(graph, kernels, target, options, merging);
+        schedule::schedule(graph, kernels, target, options)
+    };
+    let [usual, smaller @ ..] = bucket::Merging::ALL;
+    let Some(limit) = options.memory.filter(|_| options.split_buckets) else { return merged(kernels, usual) };
+    let mut best = merged(kernels.clone(), usual);
+    let mut least = schedule::arena(graph, &best);
+    for merging in smaller {
+        if least <= limit {
+            break;
+        }
+        let tried = merged(kernels.clone(), merging);
+        let bytes = schedule::arena(graph, &tried);
+        if bytes < least {
+            (best, least) = (tried, bytes);
+        }
+    }
+    best
 }
 
 /// The kernels of a program, each collective alone.

@@ -29,7 +29,8 @@
 //! measured exactly on rank 0, which has the largest shards. Otherwise a smaller window is tried, then none, then as many
 //! bytes in flight as the arena may grow by, then no prefetch, and then no overlap. Where memory has a limit
 //! ([`LowerOptions::memory`]), a schedule may need that much, and each of these is also tried with collectives that are waited
-//! for as soon as they should be complete, which frees what they read.
+//! for as soon as they should be complete, which frees what they read. If all of that does not suffice, buckets become smaller
+//! ([`super::schedule()`]).
 //!
 //! The order depends on global types only, so all ranks start the same collectives in the same order (`check_ranks.rs`
 //! proves that for the emitted programs). At most [`LowerOptions::in_flight`] collectives are in flight.
@@ -67,12 +68,7 @@ pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, target: &Target, opt
     if !options.overlap || best.order.len() == best.kernels.len() {
         return best;
     }
-    let arena = |schedule: &Schedule| {
-        let (mut program, _) = emit::emit(graph, schedule, 0);
-        memory::plan(&mut program, &[]);
-        program.arena_bytes
-    };
-    let least = arena(&best);
+    let least = arena(graph, &best);
     let growth = match options.memory {
         Some(limit) => limit.saturating_sub(least),
         None => (least as f64 * options.memory_growth) as usize,
@@ -102,12 +98,19 @@ pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, target: &Target, opt
     for freedom in tries {
         let order = Walk::new(graph, &best.kernels, &found, &costs, options, freedom).run();
         let tried = Schedule { order, kernels: best.kernels };
-        if arena(&tried) <= least + growth {
+        if arena(graph, &tried) <= least + growth {
             return tried;
         }
         best.kernels = tried.kernels;
     }
     best
+}
+
+/// The bytes of the first rank's arena.
+pub(super) fn arena(graph: &Graph, schedule: &Schedule) -> usize {
+    let (mut program, _) = emit::emit(graph, schedule, 0);
+    memory::plan(&mut program, &[]);
+    program.arena_bytes
 }
 
 /// The order in which every collective is waited for immediately.

@@ -282,6 +282,7 @@ impl Ways {
             in_flight: self.in_flight,
             memory_growth: self.memory_growth,
             memory: None,
+            split_buckets: true,
         }
     }
 
