@@ -36,7 +36,8 @@
 //! Shards of inputs are where the session stores them, so they are first copied side by side.
 //!
 //! Memory: per kind, an open bucket has at most `bucket_bytes` plus its last member; a gather has the gathered
-//! parameters of one unit. Where memory is scarce, fewer collectives are merged ([`Merging`]). All decisions depend on global types only, so they are the same on every rank.
+//! parameters of one unit. Where memory is scarce, fewer collectives are merged ([`Merging`]). All decisions depend on
+//! global types only, so they are the same on every rank.
 
 use super::LowerOptions;
 use super::depend::{Dependences, is_input, source};

@@ -79,7 +79,7 @@ impl Work {
         match action {
             Action::Loop(Loop { dims, body }) => {
                 let mut work = Work { moved: touched(body, dims, buffers), ..moves(&[]) };
-                work.add_body(body, dims, &Tiles::of(body, dims));
+                work.add_body(body, dims, &Tiles::of(body, dims, SHORT_ROW));
                 work
             }
             Action::Contract(contract) => {
@@ -92,7 +92,7 @@ impl Work {
                 (work.flops, work.dtype) = (2.0 * terms(contract, &dims), contract.left.dtype);
                 let out = size(&dims) * contract.out.dtype.bytes() as f64;
                 work.operands = bytes(&contract.left) + bytes(&contract.right) + out;
-                work.add_body(&contract.epilogue, &dims, &Tiles::of_epilogue(&contract.epilogue, &dims));
+                work.add_body(&contract.epilogue, &dims, &Tiles::of(&contract.epilogue, &dims, SHORT_RESULT));
                 work
             }
             Action::Attention(attention) => {
@@ -233,8 +233,9 @@ struct Tiles {
 }
 
 impl Tiles {
-    /// Those of a body that runs once for each index of `dims`. The runtime decides by the same lengths.
-    fn of(body: &[Instruction], dims: &[usize]) -> Self {
+    /// Those of a body that runs once for each index of `dims`, where rows of fewer elements than `short` may share a tile. The
+    /// runtime decides by the same lengths.
+    fn of(body: &[Instruction], dims: &[usize], short: usize) -> Self {
         let (kept, sizes) = merged(body, dims);
         let Some((&last, &row)) = kept.last().zip(sizes.last()) else { return Tiles::of_rows(&[]) };
         let elements = size(dims);
@@ -245,7 +246,7 @@ impl Tiles {
             })
         };
         let reduces = body.iter().any(|instruction| matches!(instruction, Instruction::ReduceRow { .. }));
-        if !reduces && row < SHORT_ROW && stores().all(|strides| strides[last] != 0) {
+        if !reduces && row < short && stores().all(|strides| strides[last] != 0) {
             let mut inside: Vec<(usize, usize)> = kept.into_iter().zip(sizes).rev().collect();
             inside.retain(|&(d, size)| size > FEW || !is_indexed(body, d));
             inside.retain(|&(d, _)| stores().all(|strides| strides[d] != 0));
@@ -264,17 +265,6 @@ impl Tiles {
             }
         }
         Tiles { inside: vec![last], ..Tiles::of_pieces(elements, row) }
-    }
-
-    /// Those of a body that follows a product, block by block or in a loop after it.
-    fn of_epilogue(body: &[Instruction], dims: &[usize]) -> Self {
-        let (kept, sizes) = merged(body, dims);
-        match kept.last().zip(sizes.last()) {
-            Some((&last, &row)) if row >= SHORT_RESULT => {
-                Tiles { inside: vec![last], ..Tiles::of_pieces(size(dims), row) }
-            }
-            _ => Tiles::of(body, dims),
-        }
     }
 
     /// Pieces of the rows of a loop over these dimensions, none of which are merged.
@@ -393,7 +383,7 @@ mod tests {
 
     /// What the model says of a loop: whether tiles have several rows, their number, and the elements that are copied.
     fn of(dims: &[usize], body: &[Instruction]) -> (bool, f64, f64) {
-        let tiles = Tiles::of(body, dims);
+        let tiles = Tiles::of(body, dims, SHORT_ROW);
         let buffer = Buffer { offset: 0, bytes: 4 << 20, persistent: false, label: "".into() };
         let action = Action::Loop(Loop { dims: dims.to_vec(), body: body.to_vec() });
         (tiles.are_of_rows, tiles.count, Work::of(&action, &[buffer]).copies)
@@ -426,7 +416,7 @@ mod tests {
         assert_eq!(of(&[8, 128], &[load(&[0, 1]), store(&[128, 1], None)]), (false, 8.0, 0.0));
         // The rows of an epilogue, unless they are very short.
         let bias = [load(&[0, 1]), store(&[64, 1], None)];
-        assert!(!Tiles::of_epilogue(&bias, &[1024, 64]).are_of_rows);
-        assert!(Tiles::of_epilogue(&bias, &[1024, 16]).are_of_rows);
+        assert!(!Tiles::of(&bias, &[1024, 64], SHORT_RESULT).are_of_rows);
+        assert!(Tiles::of(&bias, &[1024, 16], SHORT_RESULT).are_of_rows);
     }
 }

@@ -7,6 +7,7 @@
 //! A tile is a piece of a row or, where rows are short, several rows ([`Span`]).
 
 use super::vector::{Grid, Kernel, LoadKernel, ReduceKernel, StoreKernel};
+use crate::element::Lane;
 use tpc_ir::op::Distribution;
 use tpc_ir::random;
 
@@ -128,8 +129,8 @@ pub(crate) struct Affine {
 /// Fills lanes with the integers of a grid whose first one is given.
 pub(crate) type IndexKernel = unsafe fn(grid: Grid, out: *mut u8, first: i64);
 
-/// Fills lanes with random elements.
-pub(crate) type RandomKernel = unsafe fn(n: usize, out: *mut u8, what: (Distribution, u64, u64), first: i64, step: i64);
+/// Fills lanes with the random elements at the integers of a grid whose first one is given.
+pub(crate) type RandomKernel = unsafe fn(grid: Grid, out: *mut u8, what: (Distribution, u64, u64), first: i64);
 
 /// A prepared instruction.
 #[derive(Clone, Debug)]
@@ -433,12 +434,7 @@ impl Machine<'_> {
                     let first = a.cursor.wrapping_add(self.distance(a.steps, t) as i64);
                     let what = (*distribution, *self.pointer(*seed, 0).cast::<i64>() as u64, *stream);
                     for (lane_at, apart, grid) in a.steps.grids(self.span, n) {
-                        for r in 0..grid.rows {
-                            let out = out.wrapping_add((lane_at + r * grid.n) * lane);
-                            let across = grid.across.wrapping_mul(r as isize);
-                            let first = first.wrapping_add(apart.wrapping_add(across) as i64);
-                            kernel(grid.n, out, what, first, grid.stride as i64);
-                        }
+                        kernel(grid, out.wrapping_add(lane_at * lane), what, first.wrapping_add(apart as i64));
                     }
                 }
             }
@@ -454,16 +450,23 @@ impl Machine<'_> {
     }
 }
 
-unsafe fn index_body<L: crate::element::Lane>(grid: Grid, out: *mut u8, first: i64) {
+/// Fills lanes with a function of the integers of a grid, which wrap.
+#[inline(always)]
+unsafe fn fill_lanes<L: Lane>(grid: Grid, out: *mut u8, first: i64, of: impl Fn(i64) -> L) {
     // SAFETY: the caller guarantees `rows * n` writable lanes.
     let out = unsafe { std::slice::from_raw_parts_mut(out.cast::<L>(), grid.rows * grid.n) };
     for (r, row) in out.chunks_mut(grid.n.max(1)).enumerate() {
         let mut i = first.wrapping_add(grid.across.wrapping_mul(r as isize) as i64);
         for o in row {
-            *o = L::from_i64(i);
+            *o = of(i);
             i = i.wrapping_add(grid.stride as i64);
         }
     }
+}
+
+unsafe fn index_body<L: Lane>(grid: Grid, out: *mut u8, first: i64) {
+    // SAFETY: passed on to the caller.
+    unsafe { fill_lanes(grid, out, first, L::from_i64) }
 }
 
 /// Like [`index_body`], for numbers that are exact in f32, with 32-bit conversions that are vectorized.
@@ -497,20 +500,15 @@ unsafe fn small_index_avx2(grid: Grid, out: *mut u8, first: i64) {
     unsafe { small_index_body(grid, out, first) }
 }
 
-unsafe fn random_body<L: crate::element::Lane>(
-    n: usize,
+unsafe fn random_body<L: Lane>(
+    grid: Grid,
     out: *mut u8,
     (distribution, seed, stream): (Distribution, u64, u64),
     first: i64,
-    step: i64,
 ) {
-    // SAFETY: the caller guarantees n writable lanes.
-    let out = unsafe { std::slice::from_raw_parts_mut(out.cast::<L>(), n) };
-    let mut i = first;
-    for o in out {
-        *o = L::from_f64(random::element(distribution, random::philox(seed, stream, i as u64)));
-        i = i.wrapping_add(step);
-    }
+    let element = |i: i64| random::element(distribution, random::philox(seed, stream, i as u64));
+    // SAFETY: passed on to the caller.
+    unsafe { fill_lanes(grid, out, first, |i| L::from_f64(element(i))) }
 }
 
 /// The index kernel of a lane type.
